@@ -1,0 +1,250 @@
+"""Every setting of the gateway: one typed, described field each, read once at start.
+
+`docs/configuration.md` is generated from the descriptions (a test compares them), and a wrong value stops the start
+with one line that names the setting, what it got and what it takes. Any secret `NAME` may come as `NAME_FILE`.
+"""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import dj_database_url
+from cryptography.fernet import Fernet
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+Strategy = Literal["load_balanced", "round_robin", "cost_optimized", "latency_optimized", "failover", "random"]
+STRATEGIES = get_args(Strategy)
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class SettingsError(Exception):
+    """A setting stops the start; the message is the one line that the operator reads."""
+
+
+class Env(BaseSettings):
+    """The environment, by the names of the contract (http-api.md section 1)."""
+
+    model_config = SettingsConfigDict(extra="ignore", case_sensitive=True, env_ignore_empty=True)
+
+    HOST: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on; the container image sets 0.0.0.0")
+    HTTP_PORT: int = Field(8080, ge=1, le=65535, description="Port of the HTTP server")
+    GRPC_PORT: int = Field(50051, ge=1, le=65535, description="Port of the gRPC server")
+    MODULE_ID: str = Field("ailb-1", min_length=1, max_length=100, description="Name of this module towards MarchProxy")
+
+    OPENAI_API_KEY: SecretStr | None = Field(None, description="Credential of the environment's `openai` provider")
+    OPENAI_BASE_URL: str = Field("https://api.openai.com/v1", description="Where it is; ends in /v1")
+    OPENAI_MODELS: CommaSeparated = Field((), description="Comma-separated models that it serves")
+
+    ROUTING_STRATEGY: Strategy = Field("load_balanced", description="Order in which deployments of a model are tried")
+    ENABLE_MEMORY: bool = Field(True, description="`session_id` gives a conversation memory")
+    ENABLE_RAG: bool = Field(True, description="`rag_collection` adds passages of a collection")
+
+    DATABASE_URL: SecretStr | None = Field(
+        None, description="postgres://…; default: SQLite in AILB_DATA_DIR (one gateway process)"
+    )
+    REDIS_URL: SecretStr | None = Field(
+        None, description="redis://…: counters shared by several gateway processes; default: in process"
+    )
+    AILB_DATA_DIR: Path = Field(Path("./var"), description="Folder for everything that must outlive a restart")
+    AILB_SECRET_KEY: SecretStr | None = Field(None, description="Django's signing key; generated with SQLite")
+    AILB_KEY_PEPPER: SecretStr | None = Field(None, description="HMAC key of virtual keys; generated with SQLite")
+    AILB_ENCRYPTION_KEYS: SecretStr | None = Field(
+        None, description="Comma-separated Fernet keys of provider credentials, newest first; generated with SQLite"
+    )
+    AILB_ADMIN_KEY: SecretStr | None = Field(
+        None, description="A bearer key with the admin role, 24 characters or more; generated on the first start"
+    )
+    AILB_ALLOWED_HOSTS: CommaSeparated = Field(
+        ("localhost", "127.0.0.1", "[::1]"), description="Comma-separated host names that the console and /api answer to"
+    )
+    AILB_CSRF_ORIGINS: CommaSeparated = Field((), description="Comma-separated origins that may post to the console")
+    AILB_CORS_ORIGINS: CommaSeparated = Field((), description="Comma-separated origins of browsers that may call /v1")
+    AILB_METRICS_TOKEN: SecretStr | None = Field(
+        None, description="Bearer token of /metrics for callers that are not on loopback"
+    )
+    AILB_UNPRICED: Literal["block", "allow"] = Field(
+        "block", description="A model without a price under a dollar budget: refused with 402, or served"
+    )
+    AILB_DATABASE_GRACE_SECONDS: float = Field(
+        900.0, ge=0, description="How long known keys keep working while the database is out of reach"
+    )
+    AILB_SHUTDOWN_SECONDS: float = Field(
+        30.0, ge=0, description="How long requests in flight may take to end after SIGTERM"
+    )
+    AILB_LOG_LEVEL: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line")
+
+    @field_validator(
+        "OPENAI_MODELS", "AILB_ALLOWED_HOSTS", "AILB_CSRF_ORIGINS", "AILB_CORS_ORIGINS", mode="before"
+    )
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("OPENAI_BASE_URL")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("a URL that begins with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("AILB_ADMIN_KEY")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 24:
+            raise ValueError("24 characters or more")
+        return value
+
+    @field_validator("AILB_ENCRYPTION_KEYS")
+    @classmethod
+    def _fernet(cls, value: SecretStr | None) -> SecretStr | None:
+        for key in _parts(value):
+            try:
+                Fernet(key)
+            except ValueError:
+                raise ValueError("comma-separated Fernet keys: 32 bytes each, URL-safe base64") from None
+        return value
+
+    @field_validator("DATABASE_URL")
+    @classmethod
+    def _database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgres://", "postgresql://", "sqlite:///")):
+            raise ValueError("postgres://user:password@host:port/name or sqlite:////absolute/path")
+        return value
+
+    @field_validator("REDIS_URL")
+    @classmethod
+    def _redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("redis://host:port/number")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _SecretFiles(settings_cls)
+
+
+def is_secret(name: str) -> bool:
+    """Whether `NAME_FILE` may stand for the setting and its value is never shown."""
+    return SecretStr in (Env.model_fields[name].annotation, *get_args(Env.model_fields[name].annotation))
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """`NAME_FILE`: the path of a file that holds secret `NAME`."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"{field_name}_FILE")
+        if not path or not is_secret(field_name):
+            return None, field_name, False
+        try:
+            return Path(path).read_text().strip(), field_name, False
+        except OSError as error:
+            raise SettingsError(f"{field_name}_FILE: cannot read {path}: {error.strerror}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(field, name)[0] for name, field in Env.model_fields.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def load() -> Env:
+    """Read the environment.
+
+    Raises `SettingsError` with the one line to show.
+    """
+    try:
+        env = Env()
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+    return _with_secrets(env)
+
+
+def _one_line(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    name = str(problem["loc"][0])
+    got = "a value that is not shown" if is_secret(name) else repr(problem["input"])
+    takes = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{name}: got {got}; takes {takes}"
+
+
+def _parts(value: SecretStr | None) -> list[str]:
+    return [part.strip() for part in value.get_secret_value().split(",") if part.strip()] if value else []
+
+
+def encryption_keys(env: Env) -> list[str]:
+    """Fernet keys, newest first."""
+    return _parts(env.AILB_ENCRYPTION_KEYS)
+
+
+def database(env: Env) -> dict[str, Any]:
+    """Django's DATABASES entry."""
+    url = env.DATABASE_URL.get_secret_value() if env.DATABASE_URL else None
+    if url is None or url.startswith("sqlite"):
+        config = dj_database_url.parse(url) if url else {"ENGINE": "django.db.backends.sqlite3"}
+        return {
+            **config,
+            "CONN_MAX_AGE": None,
+            "NAME": config.get("NAME") or str(env.AILB_DATA_DIR.resolve() / "ailb.sqlite3"),
+            "OPTIONS": {
+                # A writer waits for another instead of failing; immediate transactions take the lock at their start,
+                # where waiting is possible (an upgrade in the middle of a transaction fails at once).
+                "timeout": 20,
+                "transaction_mode": "IMMEDIATE",
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=20000;",
+            },
+        }
+    parsed = dict(dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True))
+    # A database that hangs must not hang the gateway: connects and silent peers are given up after seconds.
+    options: dict[str, Any] = {"connect_timeout": 3, "tcp_user_timeout": 5000, **parsed.get("OPTIONS", {})}
+    return {**parsed, "OPTIONS": options}
+
+
+SECRET_FILES = {
+    "AILB_SECRET_KEY": lambda: secrets.token_urlsafe(48),
+    "AILB_KEY_PEPPER": lambda: secrets.token_urlsafe(48),
+    "AILB_ENCRYPTION_KEYS": lambda: Fernet.generate_key().decode(),
+}
+
+
+def _with_secrets(env: Env) -> Env:
+    """Complete `env` with the generated secrets, making them on the first start.
+
+    With PostgreSQL nothing is generated: every host must have the same, so a missing one is refused.
+    """
+    missing = [name for name in SECRET_FILES if getattr(env, name) is None]
+    if not missing:
+        return env
+    if database(env)["ENGINE"] != "django.db.backends.sqlite3":
+        raise SettingsError(f"{missing[0]}: got nothing; takes the same value on every host, since DATABASE_URL is set")
+    folder = env.AILB_DATA_DIR
+    return env.model_copy(update={name: SecretStr(_generated(folder, name)) for name in missing})
+
+
+def _generated(folder: Path, name: str) -> str:
+    path = folder / name.removeprefix("AILB_").lower()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # O_EXCL: of two processes that start at once, one makes the secret and both read it.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)
+    except FileExistsError:
+        return _read_generated(path, name)
+    except OSError as error:
+        raise SettingsError(f"AILB_DATA_DIR: got {str(folder)!r}; takes a writable folder: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(value := SECRET_FILES[name]())
+    return value
+
+
+def _read_generated(path: Path, name: str) -> str:
+    value = path.read_text().strip()
+    if not value:
+        raise SettingsError(f"{name}: got an empty file {path.name} in AILB_DATA_DIR; takes a secret, or remove the file")
+    return value

@@ -1,0 +1,17 @@
+"""What runs on a schedule: Celery tasks, the same with a broker (beat and worker) and without (`run_jobs`)."""
+
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    """`task` is a dotted path; `seconds` the time between two runs."""
+
+    task: str
+    seconds: float
+
+
+JOBS = (
+    Job("billing.tasks.close_orphans", 5.0),
+    Job("keys.tasks.record_last_used", 15.0),
+    Job("gateway.tasks.forget_old_processes", 3600.0),
+)

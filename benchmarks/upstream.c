@@ -1,0 +1,581 @@
+/* A scripted OpenAI-compatible upstream: one thread, epoll, HTTP/1.1 keep-alive, loopback only.
+ *
+ * It exists so that what is measured is the server in front of it: every answer is assembled before the first
+ * request, and answering costs little more than the writes themselves.
+ *
+ *   POST /v1/chat/completions   a plain reply, or with "stream": true an SSE stream in chunked encoding
+ *   GET  /v1/models             one model
+ *   POST /_bench?delay_us=N&coalesce=N   changes how the next streams are paced, answers 204
+ *
+ *   upstream [--port N] [--chunks N] [--delay-us N] [--coalesce N]
+ *
+ * With port 0 (the default) the kernel chooses; the port is printed on standard output, alone on its line.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    READ_STEP = 65536,
+    MAX_HEAD = 65536,
+    MAX_BODY = 32 << 20, /* AILB refuses bodies over 20 MiB, so none that it forwards comes near */
+    ID_LENGTH = 29,      /* what follows "chatcmpl-" in OpenAI's ids */
+    MAX_EVENTS = 256,
+};
+
+/* The shape of ids; overwritten with a fresh one in every answer. */
+#define ID_TEMPLATE "chatcmpl-00000000000000000000000000000"
+#define MODEL "gpt-4o-mini-2024-07-18"
+#define FINGERPRINT "fp_44709d6fcb"
+
+static const char *WORDS[] = {
+    "A",      " gateway", " stands",  " between", " an",     " organ", "isation", "'s",     " programs", " and",
+    " its",   " models",  ",",        " counts",  " every",  " token", " that",   " passes", ",",       " and",
+    " writes", " down",   " to",      " the",     " last",   " nano",  "-dollar", " what",   " it",      " cost.",
+};
+enum { WORD_COUNT = sizeof WORDS / sizeof *WORDS };
+
+/* Bytes that can be sent as they are once a fresh id is written at `id_at`. */
+struct piece {
+    char *bytes;
+    size_t length;
+    size_t id_at;
+};
+
+/* A stream, ready to send: its head is in front of the first piece, its end behind the last. */
+struct script {
+    struct piece *pieces;
+    int count;
+};
+
+struct connection {
+    int fd;
+    char *in;
+    size_t in_length, in_capacity;
+    char *out;
+    size_t out_length, out_sent, out_capacity;
+    const struct script *script; /* the stream being sent, or NULL */
+    int next_piece;
+    uint64_t due_ns; /* when the next piece may go, in a paced stream */
+    struct connection *next_waiting, *previous_waiting;
+    bool waiting, wants_write, close_after;
+    char id[ID_LENGTH];
+    struct connection *next_dead;
+};
+
+static int epoll_fd, timer_fd;
+static uint64_t delay_ns;
+static int coalesce = 1;
+static struct script with_usage, without_usage;
+static struct piece plain;
+static char *models;
+static size_t models_length;
+/* Every paced stream waits equally long, so first in is first due: a list is the whole timer wheel. */
+static struct connection *waiting_head, *waiting_tail;
+/* Closed in this round of events; freed after it, because a later event of the round may still name them. */
+static struct connection *dead;
+
+static void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static void *must(void *pointer) {
+    if (!pointer) die("memory");
+    return pointer;
+}
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- the answers, assembled once ---- */
+
+static size_t find_id(const char *bytes, size_t length) {
+    char *at = memmem(bytes, length, ID_TEMPLATE, sizeof ID_TEMPLATE - 1);
+    return (size_t)(at - bytes) + sizeof "chatcmpl-" - 1;
+}
+
+static struct piece piece_of(const char *head, const char *body, const char *tail) {
+    struct piece piece;
+    piece.length = strlen(head) + strlen(body) + strlen(tail);
+    piece.bytes = must(malloc(piece.length + 1));
+    sprintf(piece.bytes, "%s%s%s", head, body, tail);
+    piece.id_at = find_id(piece.bytes, piece.length);
+    return piece;
+}
+
+#define USAGE(tokens) \
+    "{\"prompt_tokens\":112,\"completion_tokens\":" tokens ",\"total_tokens\":%d," \
+    "\"prompt_tokens_details\":{\"cached_tokens\":0,\"audio_tokens\":0}," \
+    "\"completion_tokens_details\":{\"reasoning_tokens\":0,\"audio_tokens\":0," \
+    "\"accepted_prediction_tokens\":0,\"rejected_prediction_tokens\":0}}"
+
+/* One event of the stream, framed as one HTTP chunk. `choices` is the inside of the list, `usage` a whole member. */
+static struct piece event(const char *head, const char *choices, const char *usage, const char *tail, long created) {
+    char json[1024], framed[1100];
+    snprintf(json, sizeof json,
+             "data: {\"id\":\"" ID_TEMPLATE "\",\"object\":\"chat.completion.chunk\",\"created\":%ld,"
+             "\"model\":\"" MODEL "\",\"service_tier\":\"default\",\"system_fingerprint\":\"" FINGERPRINT "\","
+             "\"choices\":[%s]%s}\n\n",
+             created, choices, usage);
+    snprintf(framed, sizeof framed, "%zx\r\n%s\r\n", strlen(json), json);
+    return piece_of(head, framed, tail);
+}
+
+static struct script make_script(int chunks, bool usage, long created) {
+    const char *head =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
+        "openai-processing-ms: 12\r\nx-request-id: req_bench\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const char *done = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
+    const char *no_usage = usage ? ",\"usage\":null" : "";
+    struct script script = {must(calloc((size_t)chunks + 2, sizeof(struct piece))), 0};
+    char choice[256], total[512];
+    for (int i = 0; i < chunks; i++) {
+        snprintf(choice, sizeof choice,
+                 "{\"index\":0,\"delta\":{%s\"content\":\"%s\"%s},\"logprobs\":null,\"finish_reason\":null}",
+                 i ? "" : "\"role\":\"assistant\",", WORDS[i % WORD_COUNT], i ? "" : ",\"refusal\":null");
+        script.pieces[script.count++] = event(i ? "" : head, choice, no_usage, "", created);
+    }
+    script.pieces[script.count++] = event("", "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}",
+                                          no_usage, usage ? "" : done, created);
+    if (usage) {
+        snprintf(total, sizeof total, ",\"usage\":" USAGE("%d"), chunks, 112 + chunks);
+        script.pieces[script.count++] = event("", "", total, done, created);
+    }
+    return script;
+}
+
+static void make_plain(long created) {
+    char body[1024], head[256];
+    snprintf(body, sizeof body,
+             "{\"id\":\"" ID_TEMPLATE "\",\"object\":\"chat.completion\",\"created\":%ld,\"model\":\"" MODEL "\","
+             "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":"
+             "\"It keeps the ledger.\",\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"stop\"}],"
+             "\"usage\":" USAGE("%d") ",\"system_fingerprint\":\"" FINGERPRINT "\"}",
+             created, 6, 118);
+    snprintf(head, sizeof head,
+             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nopenai-processing-ms: 12\r\n"
+             "x-request-id: req_bench\r\nContent-Length: %zu\r\n\r\n",
+             strlen(body));
+    plain = piece_of(head, body, "");
+}
+
+static void make_models(long created) {
+    char body[512];
+    snprintf(body, sizeof body,
+             "{\"object\":\"list\",\"data\":[{\"id\":\"gpt-4o-mini\",\"object\":\"model\",\"created\":%ld,"
+             "\"owned_by\":\"system\"}]}",
+             created);
+    int length = asprintf(&models, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+                          strlen(body), body);
+    if (length < 0) die("memory");
+    models_length = (size_t)length;
+}
+
+/* ---- sending ---- */
+
+static void append(struct connection *c, const char *bytes, size_t length) {
+    if (c->out_length + length > c->out_capacity) {
+        c->out_capacity = 2 * (c->out_length + length);
+        c->out = must(realloc(c->out, c->out_capacity));
+    }
+    memcpy(c->out + c->out_length, bytes, length);
+    c->out_length += length;
+}
+
+static void append_text(struct connection *c, const char *text) { append(c, text, strlen(text)); }
+
+static void append_piece(struct connection *c, const struct piece *piece) {
+    append(c, piece->bytes, piece->length);
+    memcpy(c->out + c->out_length - piece->length + piece->id_at, c->id, ID_LENGTH);
+}
+
+static void fresh_id(struct connection *c) {
+    static uint64_t counter;
+    static const char digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    uint64_t value = ++counter;
+    memcpy(c->id, "BenchUpstreamReply00000000000", ID_LENGTH);
+    for (int i = ID_LENGTH - 1; value; i--, value /= 62) c->id[i] = digits[value % 62];
+}
+
+static void arm_timer(void) {
+    struct itimerspec when = {0};
+    if (waiting_head) {
+        when.it_value.tv_sec = (time_t)(waiting_head->due_ns / 1000000000u);
+        when.it_value.tv_nsec = (long)(waiting_head->due_ns % 1000000000u);
+    }
+    timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+static void wait_for_turn(struct connection *c) {
+    c->waiting = true;
+    c->next_waiting = NULL;
+    c->previous_waiting = waiting_tail;
+    if (waiting_tail)
+        waiting_tail->next_waiting = c;
+    else
+        waiting_head = c;
+    waiting_tail = c;
+    if (waiting_head == c) arm_timer();
+}
+
+static void stop_waiting(struct connection *c) {
+    if (!c->waiting) return;
+    c->waiting = false;
+    if (c->previous_waiting)
+        c->previous_waiting->next_waiting = c->next_waiting;
+    else
+        waiting_head = c->next_waiting;
+    if (c->next_waiting)
+        c->next_waiting->previous_waiting = c->previous_waiting;
+    else
+        waiting_tail = c->previous_waiting;
+}
+
+static void close_connection(struct connection *c) {
+    if (c->fd < 0) return;
+    stop_waiting(c);
+    close(c->fd);
+    c->fd = -1;
+    c->next_dead = dead;
+    dead = c;
+}
+
+static void watch(struct connection *c, bool write) {
+    if (c->wants_write == write) return;
+    c->wants_write = write;
+    struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | (write ? EPOLLOUT : 0), .data.ptr = c};
+    epoll_ctl(epoll_fd, EPOLL_CTL_MOD, c->fd, &e);
+}
+
+/* Sends what is buffered. True when all of it has gone; false when the socket is full or dead. */
+static bool flush(struct connection *c) {
+    while (c->out_sent < c->out_length) {
+        ssize_t n = send(c->fd, c->out + c->out_sent, c->out_length - c->out_sent, MSG_NOSIGNAL);
+        if (n >= 0) {
+            c->out_sent += (size_t)n;
+        } else if (errno == EAGAIN) {
+            watch(c, true);
+            return false;
+        } else if (errno != EINTR) {
+            close_connection(c);
+            return false;
+        }
+    }
+    c->out_length = c->out_sent = 0;
+    watch(c, false);
+    return true;
+}
+
+/* Carries the answer on as far as the socket and the pacing allow. True when the answer has gone whole. */
+static bool carry_on(struct connection *c) {
+    while (flush(c)) {
+        if (!c->script) return true;
+        if (delay_ns && c->next_piece > 0) {
+            if (!c->due_ns) c->due_ns = now_ns() + delay_ns;
+            if (now_ns() < c->due_ns) {
+                if (!c->waiting) wait_for_turn(c);
+                return false;
+            }
+            stop_waiting(c);
+        }
+        c->due_ns = 0;
+        for (int i = 0; i < coalesce && c->next_piece < c->script->count; i++)
+            append_piece(c, &c->script->pieces[c->next_piece++]);
+        if (c->next_piece == c->script->count) c->script = NULL;
+    }
+    return false;
+}
+
+/* ---- requests ---- */
+
+struct request {
+    const char *method, *path;
+    size_t method_length, path_length;
+    char *body;
+    size_t body_length;
+    size_t used; /* bytes of the input that this request took */
+};
+
+/* The value of a header, or NULL. `head` ends with its blank line. */
+static const char *header(const char *head, const char *end, const char *name) {
+    size_t length = strlen(name);
+    for (const char *line = head; line < end;) {
+        const char *stop = memmem(line, (size_t)(end - line), "\r\n", 2);
+        if (!stop || stop == line) return NULL;
+        if ((size_t)(stop - line) > length && line[length] == ':' && !strncasecmp(line, name, length)) {
+            const char *value = line + length + 1;
+            while (*value == ' ' || *value == '\t') value++;
+            return value;
+        }
+        line = stop + 2;
+    }
+    return NULL;
+}
+
+enum parsed { INCOMPLETE, COMPLETE, MALFORMED };
+
+/* Unpacks a chunked body over itself, but only once its end is there: until then the input stays untouched. */
+static enum parsed chunked_body(char *start, char *end, struct request *r, char **after) {
+    for (int pass = 0; pass < 2; pass++) {
+        char *at = start, *to = start;
+        for (;;) {
+            char *line_end = memmem(at, (size_t)(end - at), "\r\n", 2);
+            if (!line_end) return end - at > 1024 ? MALFORMED : INCOMPLETE;
+            char *digits_end;
+            unsigned long size = strtoul(at, &digits_end, 16);
+            if (digits_end == at || size > MAX_BODY) return MALFORMED;
+            at = line_end + 2;
+            if (size == 0) {
+                for (;;) { /* trailers, up to the blank line */
+                    char *stop = memmem(at, (size_t)(end - at), "\r\n", 2);
+                    if (!stop) return INCOMPLETE;
+                    bool blank = stop == at;
+                    at = stop + 2;
+                    if (blank) break;
+                }
+                break;
+            }
+            if ((size_t)(end - at) < size + 2) return INCOMPLETE;
+            if (pass) memmove(to, at, size);
+            to += size;
+            at += size + 2;
+        }
+        r->body_length = (size_t)(to - start);
+        *after = at;
+    }
+    return COMPLETE;
+}
+
+static enum parsed parse(struct connection *c, struct request *r) {
+    /* `in` always has room for a NUL behind its end: strtoul and header() may then look at any byte. */
+    c->in[c->in_length] = 0;
+    char *head_end = memmem(c->in, c->in_length, "\r\n\r\n", 4);
+    if (!head_end) return c->in_length > MAX_HEAD ? MALFORMED : INCOMPLETE;
+    char *body = head_end + 4, *end = c->in + c->in_length;
+    char *space = memchr(c->in, ' ', (size_t)(head_end - c->in));
+    char *second = space ? memchr(space + 1, ' ', (size_t)(head_end - space - 1)) : NULL;
+    char *first_header = memmem(c->in, (size_t)(body - c->in), "\r\n", 2);
+    if (!second || second > first_header) return MALFORMED;
+    first_header += 2;
+    r->method = c->in, r->method_length = (size_t)(space - c->in);
+    r->path = space + 1, r->path_length = (size_t)(second - space - 1);
+    r->body = body;
+    const char *encoding = header(first_header, body, "transfer-encoding");
+    const char *length = header(first_header, body, "content-length");
+    const char *connection = header(first_header, body, "connection");
+    c->close_after = connection && !strncasecmp(connection, "close", 5);
+    enum parsed result = COMPLETE;
+    char *after = body;
+    r->body_length = 0;
+    if (encoding && !strncasecmp(encoding, "chunked", 7)) {
+        result = chunked_body(body, end, r, &after);
+    } else if (length) {
+        r->body_length = strtoul(length, NULL, 10);
+        if (r->body_length > MAX_BODY) return MALFORMED;
+        after = body + r->body_length;
+        if (r->body_length > (size_t)(end - body)) result = INCOMPLETE;
+    }
+    r->used = (size_t)(after - c->in);
+    if (result == INCOMPLETE && body == end && header(first_header, body, "expect"))
+        append_text(c, "HTTP/1.1 100 Continue\r\n\r\n");
+    return result;
+}
+
+/* Whether `"name": true` stands in the body. A quoted look-alike inside a string has its quotes escaped, so a
+ * search that includes the quotes cannot meet it. */
+static bool is_true(const struct request *r, const char *quoted_name) {
+    const char *end = r->body + r->body_length;
+    const char *at = memmem(r->body, r->body_length, quoted_name, strlen(quoted_name));
+    if (!at) return false;
+    at += strlen(quoted_name);
+    while (at < end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t' || *at == ':')) at++;
+    return end - at >= 4 && !memcmp(at, "true", 4);
+}
+
+static bool is(const char *text, size_t length, const char *expected) {
+    return length == strlen(expected) && !memcmp(text, expected, length);
+}
+
+static void change_pacing(const struct request *r) {
+    /* Both numbers end at a byte that is no digit: '&', or the space behind the path. */
+    const char *delay = memmem(r->path, r->path_length, "delay_us=", 9);
+    const char *together = memmem(r->path, r->path_length, "coalesce=", 9);
+    if (delay) delay_ns = strtoull(delay + 9, NULL, 10) * 1000u;
+    if (together) coalesce = atoi(together + 9) > 0 ? atoi(together + 9) : 1;
+}
+
+static void answer(struct connection *c, const struct request *r) {
+    bool post = is(r->method, r->method_length, "POST");
+    if (post && is(r->path, r->path_length, "/v1/chat/completions")) {
+        fresh_id(c);
+        if (is_true(r, "\"stream\"")) {
+            c->script = is_true(r, "\"include_usage\"") ? &with_usage : &without_usage;
+            c->next_piece = 0;
+            c->due_ns = 0;
+        } else {
+            append_piece(c, &plain);
+        }
+    } else if (!post && is(r->path, r->path_length, "/v1/models")) {
+        append(c, models, models_length);
+    } else if (post && r->path_length > 7 && !memcmp(r->path, "/_bench", 7)) {
+        change_pacing(r);
+        append_text(c, "HTTP/1.1 204 No Content\r\n\r\n");
+    } else {
+        append_text(c, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    }
+}
+
+/* Answers what has come in, one request after the other, as far as it goes. */
+static void serve(struct connection *c) {
+    while (c->fd >= 0 && carry_on(c)) {
+        if (c->close_after) {
+            close_connection(c);
+            return;
+        }
+        if (!c->in_length) return;
+        struct request r;
+        enum parsed result = parse(c, &r);
+        if (result == INCOMPLETE) {
+            flush(c); /* perhaps a 100 Continue */
+            return;
+        }
+        if (result == MALFORMED) {
+            append_text(c, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            c->close_after = true;
+            continue;
+        }
+        answer(c, &r);
+        c->in_length -= r.used;
+        memmove(c->in, c->in + r.used, c->in_length);
+    }
+}
+
+static void receive(struct connection *c) {
+    for (;;) {
+        if (c->in_length + READ_STEP + 1 > c->in_capacity) {
+            c->in_capacity = 2 * (c->in_length + READ_STEP + 1);
+            c->in = must(realloc(c->in, c->in_capacity));
+        }
+        ssize_t n = recv(c->fd, c->in + c->in_length, READ_STEP, 0);
+        if (n > 0) {
+            c->in_length += (size_t)n;
+            if (c->in_length > MAX_HEAD + (size_t)MAX_BODY) return close_connection(c);
+            if (n < READ_STEP) return;
+        } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+            return close_connection(c);
+        } else if (errno == EAGAIN) {
+            return;
+        }
+    }
+}
+
+static void accept_all(int listener) {
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0) return;
+        int on = 1;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        struct connection *c = must(calloc(1, sizeof *c));
+        c->fd = fd;
+        struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = c};
+        if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &e)) die("epoll_ctl");
+    }
+}
+
+static void on_timer(void) {
+    uint64_t expirations, now = now_ns();
+    if (read(timer_fd, &expirations, sizeof expirations) < 0 && errno != EAGAIN) die("timerfd");
+    while (waiting_head && waiting_head->due_ns <= now) {
+        struct connection *c = waiting_head;
+        stop_waiting(c);
+        serve(c);
+    }
+    arm_timer();
+}
+
+static void bury_the_dead(void) {
+    while (dead) {
+        struct connection *c = dead;
+        dead = c->next_dead;
+        free(c->in);
+        free(c->out);
+        free(c);
+    }
+}
+
+static int listen_on(int port) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (fd < 0) die("socket");
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) || listen(fd, 1024)) die("listen");
+    socklen_t length = sizeof address;
+    getsockname(fd, (struct sockaddr *)&address, &length);
+    printf("%d\n", ntohs(address.sin_port));
+    fflush(stdout);
+    return fd;
+}
+
+static long option(int argc, char **argv, const char *name, long otherwise) {
+    for (int i = 1; i + 1 < argc; i += 2)
+        if (!strcmp(argv[i], name)) return strtol(argv[i + 1], NULL, 10);
+    return otherwise;
+}
+
+int main(int argc, char **argv) {
+    long created = (long)time(NULL);
+    int chunks = (int)option(argc, argv, "--chunks", 30);
+    if (chunks < 1) chunks = 1;
+    delay_ns = (uint64_t)option(argc, argv, "--delay-us", 0) * 1000u;
+    coalesce = (int)option(argc, argv, "--coalesce", 1);
+    if (coalesce < 1) coalesce = 1;
+    prctl(PR_SET_PDEATHSIG, SIGTERM); /* never outlives the run that started it */
+    with_usage = make_script(chunks, true, created);
+    without_usage = make_script(chunks, false, created);
+    make_plain(created);
+    make_models(created);
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    int listener = listen_on((int)option(argc, argv, "--port", 0));
+    struct epoll_event e = {.events = EPOLLIN, .data.ptr = &listener};
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &e)) die("epoll_ctl");
+    e.data.ptr = &timer_fd;
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &e)) die("epoll_ctl");
+    for (;;) {
+        struct epoll_event events[MAX_EVENTS];
+        int count = epoll_wait(epoll_fd, events, MAX_EVENTS, -1);
+        if (count < 0 && errno != EINTR) die("epoll_wait");
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.ptr == &listener) {
+                accept_all(listener);
+            } else if (events[i].data.ptr == &timer_fd) {
+                on_timer();
+            } else {
+                struct connection *c = events[i].data.ptr;
+                if (c->fd >= 0 && events[i].events & EPOLLIN) receive(c);
+                if (c->fd >= 0 && events[i].events & (EPOLLHUP | EPOLLERR)) close_connection(c);
+                if (c->fd >= 0) serve(c);
+            }
+        }
+        bury_the_dead();
+    }
+}

@@ -1,0 +1,175 @@
+"""The doors of the data plane: Channels consumers that read a request, call the pipeline and render.
+
+Channels' `AsyncHttpConsumer` handles a request inside its own dispatch loop, so that `http.disconnect` is not read
+while it works, and uvicorn drops what is sent after a disconnect in silence: a client that leaves is never noticed.
+So `__call__` is ours: the body is capped while it is received, and a watcher reads on while the request is served.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+import msgspec
+import structlog
+from channels.generic.http import AsyncHttpConsumer
+
+from gateway import metrics, pipeline
+from gateway.errors import GatewayError, InternalError, InvalidRequest, MethodNotAllowed, RequestTooLarge
+from gateway.exchange import Exchange, Headers
+from gateway.lifespan import plane
+from gateway.render import error_headers, openai_error
+
+log = structlog.get_logger()
+
+LONGEST_BODY = 20 * 1024 * 1024  # bytes
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class ChatReply:
+    """A reply at the OpenAI door."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._request_id = b""
+        self.opened = False
+
+    def identify(self, request_id: str) -> None:
+        self._request_id = request_id.encode()
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self.opened = True
+        headers = [(b"x-request-id", self._request_id), (b"content-length", b"%d" % len(body)), *headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def open(self, headers: Headers) -> None:
+        self.opened = True
+        stream = [
+            (b"x-request-id", self._request_id),
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": stream + headers})
+
+    async def send(self, piece: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def finish(self, piece: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": piece})
+
+
+class ChatConsumer(AsyncHttpConsumer):
+    """`POST /v1/chat/completions`."""
+
+    methods: ClassVar = (b"POST",)
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        reply = ChatReply(send)
+        exchange = Exchange(dict(scope["headers"]), reply)
+        reply.identify(exchange.id)
+        watcher: list[asyncio.Task[None]] = []
+
+        async def read_body() -> bytes:
+            body = await _read_body(receive, exchange.headers)
+            watcher.append(asyncio.create_task(_watch(receive, exchange, work)))
+            return body
+
+        work = asyncio.current_task()
+        metrics.ACTIVE.inc()
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed("This endpoint takes POST.", headers=(("allow", "POST"),))
+            await pipeline.answer(exchange, read_body, await plane())
+        except GatewayError as error:
+            await _refuse(exchange, error)
+        except asyncio.CancelledError:
+            if not exchange.client_gone:
+                raise
+            exchange.status = pipeline.CLIENT_LEFT
+        except Exception:  # noqa: BLE001  # the outermost renderer: nothing of it may reach a client
+            log.exception("request_failed", request_id=exchange.id)
+            await _refuse(exchange, InternalError(f"The gateway failed. Quote the request id {exchange.id}."))
+        finally:
+            if watcher:
+                watcher[0].cancel()
+            metrics.ACTIVE.dec()
+            _tell(exchange)
+
+
+async def _read_body(receive: Receive, headers: Any) -> bytes:
+    """The body, refused as soon as it is known to be too long."""
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise InvalidRequest("Compressed request bodies are not taken.", param="content-encoding")
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > LONGEST_BODY:
+        raise _too_large()
+    message = await receive()
+    if not message.get("more_body", False) and message["type"] == "http.request":
+        body: bytes = message.get("body", b"")
+        if len(body) > LONGEST_BODY:
+            raise _too_large()
+        return body
+    return await _read_long_body(message, receive)
+
+
+async def _read_long_body(message: dict[str, Any], receive: Receive) -> bytes:
+    pieces, size = [], 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("The request body ended early.")
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > LONGEST_BODY:
+            raise _too_large()
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+        message = await receive()
+
+
+def _too_large() -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is longer than {LONGEST_BODY // 2**20} MiB.")
+
+
+async def _watch(receive: Receive, exchange: Exchange, work: "asyncio.Task[Any] | None") -> None:
+    """Notice a client that leaves: its stream is cancelled, its plain call is drained."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.client_gone = True
+    if exchange.stream and work is not None:
+        work.cancel()
+
+
+async def _refuse(exchange: Exchange, error: GatewayError) -> None:
+    """An error before the reply began is the reply; after that it is an event, and the stream has no terminator."""
+    exchange.status = error.status
+    reply, body = exchange.reply, msgspec.json.encode(openai_error(error, exchange.id))
+    if reply.opened:
+        await reply.finish(b"data: " + body + b"\n\n")
+    else:
+        headers = [(name.lower().encode(), value.encode()) for name, value in error_headers(error)]
+        await reply.whole(error.status, [(b"content-type", b"application/json"), *headers], body)
+
+
+def _tell(exchange: Exchange) -> None:
+    """One log line and the request's series."""
+    elapsed = exchange.elapsed_ms()
+    provider, model = exchange.provider or "none", exchange.model if exchange.provider else "none"
+    series = metrics.series(provider, model or "none", exchange.status)
+    series.requests.inc()
+    series.duration.observe(elapsed / 1000)
+    log.info(
+        "request",
+        request_id=exchange.id,
+        key_id=exchange.key_id,
+        model=model,
+        provider=provider,
+        status=exchange.status,
+        stream=exchange.stream,
+        tokens=exchange.usage,
+        cost_usd=exchange.cost,
+        attempts=exchange.attempts,
+        latency_ms=elapsed,
+    )

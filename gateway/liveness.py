@@ -1,0 +1,86 @@
+"""Which gateway processes live: a heartbeat row each, and a lock file that the kernel drops with the process.
+
+A process on this host is dead when its lock can be taken; one elsewhere when its heartbeat is old.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TextIO
+
+from django.db.models import Q
+from django.utils import timezone
+
+from gateway.models import GatewayProcess
+
+_BEAT_SECONDS = 1.0
+# A process elsewhere that is silent this long is dead. Longer than a database restart: its rows are in its journal.
+_SILENT = timedelta(seconds=60)
+
+_locks: dict[str, TextIO] = {}
+
+
+def sign_on(process_id: str, *, host: str, data_dir: Path) -> None:
+    """Take the lock and write the row of this run of this process."""
+    folder = data_dir / "run"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = open(folder / f"{process_id}.lock", "w")  # noqa: SIM115  # held as long as the process lives
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _locks[process_id] = lock
+    GatewayProcess.objects.create(id=process_id, host=host, pid=os.getpid())
+
+
+def sign_off(process_id: str) -> None:
+    """The orderly end: nothing is left open, so there is nothing to sweep."""
+    now = timezone.now()
+    GatewayProcess.objects.filter(pk=process_id).update(stopped_at=now, heartbeat_at=now)
+    lock = _locks.pop(process_id, None)
+    if lock is not None:
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()
+
+
+class Heartbeat:
+    """Tells the database once a second that this process lives."""
+
+    def __init__(self, process_id: str) -> None:
+        self._process_id = process_id
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        """Called more often than it writes."""
+        if time.monotonic() - self._last < _BEAT_SECONDS:
+            return
+        self._last = time.monotonic()
+        GatewayProcess.objects.filter(pk=self._process_id).update(heartbeat_at=timezone.now())
+
+
+def dead(*, data_dir: Path) -> Q:
+    """The processes that no longer live, whose holds nobody will close; as a filter of `GatewayProcess`."""
+    here = socket.gethostname()
+    local = GatewayProcess.objects.filter(host=here, swept_at=None).values_list("pk", flat=True)
+    gone = [pk for pk in local if not _lives(data_dir / "run" / f"{pk}.lock")]
+    silent = Q(heartbeat_at__lt=timezone.now() - _SILENT) & ~Q(host=here)
+    return Q(pk__in=gone) | silent | Q(stopped_at__isnull=False)
+
+
+def alive(*, data_dir: Path) -> list[str]:
+    """The processes that serve this database now, as host:pid."""
+    gone = dead(data_dir=data_dir)
+    return [str(process) for process in GatewayProcess.objects.filter(stopped_at=None, swept_at=None).exclude(gone)]
+
+
+def _lives(path: Path) -> bool:
+    """Whether some process holds the lock."""
+    try:
+        with open(path) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    path.unlink(missing_ok=True)
+    return False

@@ -1,0 +1,143 @@
+"""Providers, deployments and model groups; the versions of configuration and the processes that read it."""
+
+from typing import ClassVar
+
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.utils import timezone
+
+from gateway import outbound, vault
+from gateway.providers import kind_choices
+from gateway.routing import strategy_choices
+from gateway.versioning import Versioned
+
+SLUG = RegexValidator(r"^[a-z0-9][a-z0-9_-]*\Z", "Lower-case letters, digits, '-' and '_'.")
+NAME = RegexValidator(r"^[^\s\x00-\x1f,]+\Z", "No spaces, commas or control characters.")
+
+
+class ConfigVersion(models.Model):
+    """How often a section of the snapshot has changed. One row a section."""
+
+    section = models.CharField(primary_key=True, max_length=20)
+    number = models.PositiveBigIntegerField(default=1)
+
+    def __str__(self) -> str:
+        return f"{self.section} {self.number}"
+
+
+class GatewayProcess(models.Model):
+    """One run of a gateway process: whose holds are whose, and who still lives."""
+
+    id = models.CharField(primary_key=True, max_length=40)
+    host = models.CharField(max_length=200)
+    pid = models.PositiveIntegerField()
+    started_at = models.DateTimeField(default=timezone.now)
+    heartbeat_at = models.DateTimeField(default=timezone.now)
+    stopped_at = models.DateTimeField(null=True)
+    swept_at = models.DateTimeField(null=True, help_text="When the holds it left behind were closed.")
+
+    class Meta:
+        verbose_name_plural = "gateway processes"
+        ordering: ClassVar = ["-started_at"]
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+
+class Provider(Versioned):
+    """An upstream. Credentials are written and never read back."""
+
+    snapshot_section = "catalog"
+
+    slug = models.CharField(max_length=60, unique=True, validators=[SLUG])
+    kind = models.CharField(max_length=30, choices=kind_choices)
+    base_url = models.CharField(max_length=500, blank=True, help_text="Ends in /v1 for OpenAI-compatible servers.")
+    credentials = models.TextField(blank=True, default="", editable=False, help_text="Encrypted.")
+    price_book = models.CharField(
+        max_length=60, blank=True, help_text="Whose list prices apply; empty: those of the slug, else of the kind."
+    )
+    connect_timeout = models.FloatField(default=5.0, validators=[MinValueValidator(0.1), MaxValueValidator(120)])
+    first_byte_timeout = models.FloatField(
+        default=600.0, validators=[MinValueValidator(0.1), MaxValueValidator(3600)], help_text="Seconds; OpenAI's SDK: 600."
+    )
+    idle_timeout = models.FloatField(
+        default=120.0, validators=[MinValueValidator(0.1), MaxValueValidator(3600)], help_text="Seconds between two chunks."
+    )
+    enabled = models.BooleanField(default=True)
+    managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["slug"]
+
+    def __str__(self) -> str:
+        return self.slug
+
+    def clean(self) -> None:
+        if self.base_url:
+            outbound.check_url(self.base_url)
+
+    def set_credentials(self, *, api_key: str | None, headers: dict[str, str] | None = None) -> None:
+        """Encrypt and keep what the upstream asks for; `headers` are extra ones, secret too."""
+        self.credentials = vault.seal({"api_key": api_key, "headers": headers or {}})
+
+
+class Deployment(Versioned):
+    """A model at a provider, under the public name that clients ask for."""
+
+    snapshot_section = "catalog"
+
+    name = models.CharField(max_length=200, unique=True, validators=[NAME])
+    provider = models.ForeignKey(Provider, on_delete=models.CASCADE, related_name="deployments")
+    upstream_model = models.CharField(max_length=200, validators=[NAME])
+    weight = models.PositiveIntegerField(default=1, help_text="Share among deployments of one model; 0 drains.")
+    priority = models.IntegerField(default=0, help_text="Lower goes first.")
+    context_window = models.PositiveBigIntegerField(null=True, blank=True, help_text="Tokens; empty: unknown.")
+    max_output = models.PositiveBigIntegerField(null=True, blank=True, help_text="Tokens; empty: unknown, 4 096.")
+    strategy = models.CharField(max_length=30, blank=True, choices=strategy_choices)
+    enabled = models.BooleanField(default=True)
+    managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ModelGroup(Versioned):
+    """One public name for several deployments."""
+
+    snapshot_section = "catalog"
+
+    name = models.CharField(max_length=200, unique=True, validators=[NAME])
+    strategy = models.CharField(max_length=30, blank=True, choices=strategy_choices)
+    deployments = models.ManyToManyField(Deployment, through="GroupMember", related_name="groups")
+    managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class GroupMember(Versioned):
+    """A deployment's place in a group."""
+
+    snapshot_section = "catalog"
+
+    group = models.ForeignKey(ModelGroup, on_delete=models.CASCADE, related_name="members")
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="memberships")
+    position = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["group", "position", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["group", "deployment"], name="one_place_in_a_group"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.position}: {self.deployment}"

@@ -1,0 +1,262 @@
+"""The way of one inference request, from the door to the ledger, read top to bottom.
+
+The same for streams and plain answers and for every door. Each step is one call of one app's service: it returns a
+typed value or raises one error of `gateway.errors`. A guard that breaks refuses; memory and documents that break are
+left out and counted.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+
+from billing.holds import Facts, Hold, Outcome, clean, counted
+from gateway import background, metrics, planning, registry, requests, tokens
+from gateway.attempts import Attempts
+from gateway.chat_stream import ChatStream, with_citations
+from gateway.errors import Draining, GatewayError, RateLimited, Unavailable
+from gateway.exchange import Exchange, Headers
+from gateway.plane import Plane
+from gateway.steps import augment, recall, remember
+from gateway.types import Caller, ChatRequest, Citation, Deployment, Usage
+from keys.authentication import authenticate
+from keys.limits.base import Admission
+from security import engine, events
+
+CLIENT_LEFT = 499
+
+
+async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], plane: Plane) -> None:
+    """Serve one chat request. Raises `GatewayError`; cancelled where a stream's client has left."""
+    if plane.draining:
+        raise Draining("The gateway is shutting down.", retry_after=1)
+    snapshot = plane.snapshot()
+    cut_off = plane.cut_off_for()
+    if cut_off > plane.env.AILB_DATABASE_GRACE_SECONDS:
+        raise Unavailable("The gateway cannot check keys at the moment.", code="guard_unavailable", retry_after=5)
+    caller = authenticate(
+        snapshot.credentials, exchange.secret, pepper=plane.pepper, now=exchange.arrived, cut_off=cut_off > 0
+    )
+    exchange.key_id = caller.key_id
+    asked = requests.parse(await read_body(), exchange.headers)
+    exchange.stream, exchange.model = asked.stream, asked.model
+    route = registry.resolve(snapshot.catalog, asked.model, caller.allowed_models)
+    admission = await plane.limits.admit(exchange.id, caller.limits)
+    try:
+        await plane.holds.refuse_used_up(caller, exchange.arrived)
+        policy = snapshot.policies.for_caller(caller)
+        screened = engine.screen(asked, policy)
+        if screened.findings:
+            plane.spawn(background.in_thread(events.record, exchange.id, caller, screened))
+        engine.enforce(screened)
+        window = planning.smallest_window(route.candidates)
+        recalled = await recall(screened.request, caller, window, policy, plane.env)
+        request, citations = await augment(recalled, caller, policy, plane.env)
+        candidates = planning.plan(route, request, plane.signals, snapshot.prices, plane.env.ROUTING_STRATEGY)
+        facts = Facts(
+            request_id=exchange.id,
+            arrived=exchange.arrived,
+            caller=caller,
+            client_request_id=clean(_text(exchange.headers.get(b"x-request-id")), 200),
+            requested_model=asked.model,
+            security_action=screened.action if screened.findings else None,
+        )
+        hold = await plane.holds.place(facts, request, candidates, snapshot.prices)
+        call = _Call(exchange, plane, hold, candidates, citations, admission)
+        text = await (call.streamed() if request.stream else call.plain())
+    finally:
+        plane.limits.leave(admission)
+    await remember(asked, caller, text, plane.env)
+
+
+class _Call:
+    """The last steps: attempt, settle, reply."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        plane: Plane,
+        hold: Hold,
+        candidates: list[Deployment],
+        citations: tuple[Citation, ...],
+        admission: Admission,
+    ) -> None:
+        self._exchange = exchange
+        self._plane = plane
+        self._hold = hold
+        self._candidates = candidates
+        self._citations = citations
+        self._admission = admission
+        self._attempts = Attempts(plane, exchange.started)
+        self._ended_at: float | None = None
+        self._first_content_at: float | None = None
+
+    async def plain(self) -> str:
+        """A whole answer: drained and billed even where the client has left meanwhile."""
+        request = self._hold.request
+        try:
+            completion = await self._attempts.complete(request, self._candidates)
+        except GatewayError as error:
+            self._release(error.status)
+            raise
+        except asyncio.CancelledError:
+            # Only a shutdown cancels a plain call: what it cost is not known, and may be everything.
+            self._settle(CLIENT_LEFT, self._hold.worst, detail={"error": "shutdown"})
+            raise
+        self._ended_at = perf_counter()
+        usage = completion.usage or await self._counted(completion.text, "no_usage")
+        await self._durable(usage)
+        status = CLIENT_LEFT if self._exchange.client_gone else 200
+        self._settle(
+            status,
+            usage,
+            served_model=completion.served_model,
+            service_tier=completion.service_tier,
+            detail={"finish_reason": completion.finish_reason},
+        )
+        body = with_citations(completion.body, self._citations)
+        await self._exchange.reply.whole(200, [*self._headers(), (b"content-type", b"application/json")], body)
+        return completion.text
+
+    async def streamed(self) -> str:
+        """An answer as it comes; a client that leaves cancels it, and pays for what was delivered."""
+        stream = ChatStream(include_usage=self._hold.request.include_usage, citations=self._citations)
+        try:
+            await self._relay(stream)
+        except asyncio.CancelledError:
+            self._ended_at = perf_counter()
+            self._plane.spawn(self._settle_cut(stream, CLIENT_LEFT, {}))
+            raise
+        except GatewayError as error:
+            self._ended_at = perf_counter()
+            if self._first_content_at is None:
+                self._release(error.status)
+            else:
+                await self._settle_cut(stream, error.status, {"error": error.code})
+            raise
+        self._ended_at = perf_counter()
+        usage = stream.usage or await self._counted(stream.text, "no_usage")
+        self._settle(200, usage, **_served(stream), detail={"finish_reason": stream.finish_reason})
+        await self._exchange.reply.finish(stream.end(usage))
+        return stream.text
+
+    async def _relay(self, stream: ChatStream) -> None:
+        reply = self._exchange.reply
+        live = await self._attempts.open_stream(self._hold.request, self._candidates, self._open)
+        self._first_content_at = perf_counter()
+        async for events_ in live.events():
+            if piece := stream.render(events_):
+                await reply.send(piece)
+
+    async def _open(self, deployment: Deployment) -> None:
+        """The upstream's first event: the hold must be on disk, then the headers go out."""
+        await self._hold.durable
+        if not self._exchange.reply.opened:
+            await self._exchange.reply.open(self._headers())
+
+    async def _durable(self, usage: Usage) -> None:
+        """Nothing leaves before its hold is written down."""
+        try:
+            await self._hold.durable
+        except GatewayError:
+            # The provider has answered and will bill, though the client gets nothing: count it all the same.
+            self._settle(503, usage)
+            raise
+
+    async def _settle_cut(self, stream: ChatStream, status: int, detail: dict[str, str | None]) -> None:
+        """A stream that ended early costs its prompt and what was delivered of it."""
+        usage = stream.usage or await self._counted(stream.text, "cut")
+        self._settle(status, usage, **_served(stream), detail=detail)
+
+    async def _counted(self, text: str, reason: str) -> Usage:
+        """What an answer cost by our own count, where the upstream said nothing."""
+        metrics.UNMETERED.labels(reason).inc()
+        request, model = self._hold.request, self._served_by.upstream_model
+        prompt = await counted(tokens.count_prompt, request.body, model, size=tokens.bound_prompt(request.body, model))
+        return Usage(prompt, await counted(tokens.count, text, model, size=len(text)), estimated=True)
+
+    @property
+    def _served_by(self) -> Deployment:
+        return self._attempts.deployment or self._candidates[0]
+
+    def _release(self, status: int) -> None:
+        """Nothing was served: the hold is given back whole."""
+        self._settle(CLIENT_LEFT if self._exchange.client_gone else status, None)
+
+    def _settle(
+        self,
+        status: int,
+        usage: Usage | None,
+        *,
+        served_model: str | None = None,
+        service_tier: str | None = None,
+        detail: dict[str, str | None] | None = None,
+    ) -> None:
+        exchange, attempts = self._exchange, self._attempts
+        cost = self._hold.settle(
+            Outcome(
+                status=status,
+                deployment=self._served_by,
+                usage=usage,
+                attempts=tuple(attempts.made) or (),
+                served_model=served_model,
+                service_tier=service_tier,
+                latency_ms=exchange.elapsed_ms(),
+                ttft_ms=self._since_arrival(self._first_content_at),
+                overhead_ms=self._overhead_ms(),
+                detail={name: value for name, value in (detail or {}).items() if value is not None},
+            )
+        )
+        exchange.status = status
+        exchange.provider = self._served_by.provider.slug
+        exchange.model = self._served_by.name
+        exchange.attempts = len(attempts.made)
+        exchange.usage = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else None
+        exchange.cost = f"{cost:f}" if cost is not None and usage is not None else None
+
+    def _since_arrival(self, moment: float | None) -> float | None:
+        return None if moment is None else round((moment - self._exchange.started) * 1000, 3)
+
+    def _overhead_ms(self) -> float | None:
+        """The time before the first upstream call and after the last one's end."""
+        sent, ended = self._attempts.sent_at, self._ended_at
+        if sent is None or ended is None:
+            return None
+        overhead = (sent - self._exchange.started) + (perf_counter() - ended)
+        metrics.OVERHEAD.observe(overhead)
+        return round(overhead * 1000, 3)
+
+    def _headers(self) -> Headers:
+        deployment = self._served_by
+        headers: Headers = [
+            (b"x-ailb-provider", deployment.provider.slug.encode()),
+            (b"x-ailb-model", deployment.name.encode()),
+            (b"x-ailb-attempts", b"%d" % self._attempts.number),
+        ]
+        if self._exchange.cost is not None:
+            headers.append((b"x-ailb-cost-usd", self._exchange.cost.encode()))
+        for kind, gauge in ((b"requests", self._admission.requests), (b"tokens", self._hold.tokens_gauge)):
+            if gauge is not None:
+                headers += [
+                    (b"x-ratelimit-limit-" + kind, b"%d" % gauge.limit),
+                    (b"x-ratelimit-remaining-" + kind, b"%d" % gauge.remaining),
+                    (b"x-ratelimit-reset-" + kind, go_duration(gauge.reset).encode()),
+                ]
+        return headers
+
+
+def go_duration(seconds: float) -> str:
+    """A duration as Go prints it and OpenAI's clients parse it: 12ms, 1s, 6m0s."""
+    milliseconds = max(round(seconds * 1000), 0)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    tail = f"{rest / 1000:g}s"
+    return f"{minutes}m{tail}" if minutes else tail
+
+
+def _served(stream: ChatStream) -> dict[str, str | None]:
+    return {"served_model": stream.served_model, "service_tier": stream.service_tier}
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("utf-8", "replace") if value is not None else None

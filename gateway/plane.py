@@ -1,0 +1,118 @@
+"""The data plane of one process: what requests share, made at start and closed at the end."""
+
+import asyncio
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from time import time
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.utils import timezone
+
+from ailb_project.env import Env
+from billing import ledger
+from billing.counters.base import BudgetCounters
+from billing.counters.memory import MemoryCounters
+from billing.holds import Holds
+from billing.ledger import LedgerWriter
+from gateway import background, liveness, providers, tokens
+from gateway.identifiers import new_process_id
+from gateway.providers.base import Provider
+from gateway.routing.signals import Signals
+from gateway.snapshot import Snapshot, store
+from gateway.types import ProviderConfig
+from keys.limits.base import Limits
+from keys.limits.memory import MemoryLimits
+
+log = structlog.get_logger()
+
+
+class Plane:
+    """Everything a request's path needs, and nothing per request."""
+
+    def __init__(
+        self, *, env: Env, pepper: bytes, process_id: str, writer: LedgerWriter, limits: Limits, counters: BudgetCounters
+    ) -> None:
+        self.env = env
+        self.pepper = pepper
+        self.process_id = process_id
+        self.writer = writer
+        self.limits = limits
+        self.signals = Signals()
+        self.holds = Holds(
+            counters=counters, limits=limits, writer=writer, process_id=process_id, unpriced=env.AILB_UNPRICED
+        )
+        self.draining = False
+        self._providers: dict[int, Provider] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def snapshot(self) -> Snapshot:
+        return store.current()
+
+    def cut_off_for(self) -> float:
+        """Seconds that the database has been out of reach."""
+        return store.seconds_cut_off()
+
+    def provider(self, config: ProviderConfig) -> Provider:
+        """The client of a configured provider, with its pool; a changed configuration gets a new one."""
+        client = self._providers.get(config.id)
+        if client is None or client.config is not config:
+            old, client = client, providers.vendor(config.kind)(config)
+            if old is not None and old.config == config:
+                # The snapshot was read again and this provider is as it was: its pool stays.
+                old.config = config
+                return old
+            self._providers[config.id] = client
+            if old is not None:
+                # Requests that still stream through the old pool finish first.
+                asyncio.get_running_loop().call_later(old.config.first_byte_timeout, self.spawn_closing, old)
+        return client
+
+    def spawn_closing(self, provider: Provider) -> None:
+        self.spawn(provider.close())
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run `work` beside the request; the shutdown waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Finish what runs beside requests, write the ledger out, let go of everything."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.writer.stop)
+        await self.holds.counters.close()
+        await self.limits.close()
+        for provider in self._providers.values():
+            await provider.close()
+        await asyncio.to_thread(self._sign_off)
+
+    def _sign_off(self) -> None:
+        store.stop_polling()
+        liveness.sign_off(self.process_id)
+        background.close()
+
+
+async def open_plane() -> Plane:
+    """Start this process's data plane. Raises `DatabaseError` where there is no database yet."""
+    env: Env = settings.ENV
+    data_dir: Path = settings.DATA_DIR
+    loop = asyncio.get_running_loop()
+    process_id = new_process_id()
+    await asyncio.to_thread(liveness.sign_on, process_id, host=socket.gethostname(), data_dir=data_dir)
+    writer = await asyncio.to_thread(ledger.start, loop, data_dir=data_dir, process_id=process_id)
+    await asyncio.to_thread(store.start_polling, liveness.Heartbeat(process_id).beat)
+    await asyncio.to_thread(tokens.preload)
+    plane = Plane(
+        env=env,
+        pepper=settings.KEY_PEPPER,
+        process_id=process_id,
+        writer=writer,
+        limits=MemoryLimits(),
+        counters=MemoryCounters(writer),
+    )
+    log.info("data_plane_open", process_id=process_id, at=time(), today=timezone.now().date().isoformat())
+    return plane

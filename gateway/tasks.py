@@ -1,0 +1,17 @@
+"""The gateway's scheduled work."""
+
+from datetime import timedelta
+
+from celery import shared_task
+from django.utils import timezone
+
+from gateway.models import GatewayProcess
+
+_KEPT = timedelta(days=30)
+
+
+@shared_task(name="gateway.tasks.forget_old_processes")
+def forget_old_processes() -> int:
+    """Remove the rows of processes that ended, and were swept, a month ago."""
+    count, _ = GatewayProcess.objects.filter(swept_at__lt=timezone.now() - _KEPT).delete()
+    return count

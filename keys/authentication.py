@@ -1,0 +1,115 @@
+"""Who a request's key belongs to: the data plane's side, on the snapshot alone."""
+
+import hmac
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from gateway.errors import AuthenticationFailed, KeyExpired, KeyRevoked, Unavailable
+from gateway.types import BudgetTerms, Caller, Limit, Role
+from keys import secrets
+
+# Longer than any key we mint and any admin key a person types; hashing more would be the client's choice of our time.
+_LONGEST = 512
+
+
+class Credential(msgspec.Struct, frozen=True):
+    """One digest's meaning. Times are seconds since the epoch; None is never."""
+
+    digest: str
+    caller: Caller
+    revoked: bool
+    expires_at: float | None
+    valid_until: float | None
+    """End of a rotated secret's grace."""
+
+
+Credentials = Mapping[str, Credential]
+
+
+def authenticate(
+    credentials: Credentials, secret: str | None, *, pepper: bytes, now: float, cut_off: bool = False
+) -> Caller:
+    """The caller behind `secret`, as a client sent it.
+
+    `cut_off`: the database is out of reach, so a well-formed unknown key may be a new one. Raises
+    `AuthenticationFailed` (or `KeyRevoked`, `KeyExpired`), `Unavailable` when cut off.
+    """
+    if not secret or len(secret) > _LONGEST:
+        raise AuthenticationFailed("No API key was given. Send it as 'Authorization: Bearer sk-ailb_…'.")
+    digest = secrets.digest(secret, pepper)
+    found = credentials.get(digest)
+    if found is None or not hmac.compare_digest(found.digest, digest):
+        if cut_off and secrets.well_formed(secret):
+            raise Unavailable("This key cannot be checked at the moment.", code="guard_unavailable", retry_after=5)
+        raise AuthenticationFailed("The API key is not known.")
+    if found.revoked:
+        raise KeyRevoked("The API key was revoked.")
+    if found.expires_at is not None and found.expires_at <= now:
+        raise KeyExpired("The API key has expired.")
+    if found.valid_until is not None and found.valid_until <= now:
+        raise AuthenticationFailed("The API key was replaced by rotation.")
+    return found.caller
+
+
+_COLUMNS = (
+    "id", "name", "role", "digest", "previous_digest", "previous_until", "allowed_models", "expires_at", "revoked_at",
+    "tags", "rate_limit_rpm", "rate_limit_tpm", "max_parallel",
+    "user__username", "user__rate_limit_rpm", "user__rate_limit_tpm", "user__max_parallel",
+    "team__name", "team__rate_limit_rpm", "team__rate_limit_tpm", "team__max_parallel",
+    "user__team__name", "user__team__rate_limit_rpm", "user__team__rate_limit_tpm", "user__team__max_parallel",
+)  # fmt: skip
+
+
+def load() -> dict[str, Credential]:
+    """Every key that could be presented, by digest: for the snapshot."""
+    from billing.models import Budget
+    from keys.models import VirtualKey
+
+    budgets: dict[tuple[str, str], list[BudgetTerms]] = defaultdict(list)
+    for budget in Budget.objects.order_by("id"):
+        budgets[budget.scope, budget.owner].append(budget.terms())
+    rows = VirtualKey.objects.order_by().values_list(*_COLUMNS).iterator(chunk_size=2000)
+    return {c.digest: c for row in rows for c in _credentials(dict(zip(_COLUMNS, row, strict=True)), budgets)}
+
+
+def _credentials(
+    row: dict[str, Any], budgets: Mapping[tuple[str, str], list[BudgetTerms]]
+) -> Iterable[Credential]:
+    caller = _caller(row, budgets)
+    revoked = row["revoked_at"] is not None
+    expires_at = _epoch(row["expires_at"])
+    yield Credential(row["digest"], caller, revoked, expires_at, None)
+    if row["previous_digest"]:
+        yield Credential(row["previous_digest"], caller, revoked, expires_at, _epoch(row["previous_until"]) or 0.0)
+
+
+def _caller(row: dict[str, Any], budgets: Mapping[tuple[str, str], list[BudgetTerms]]) -> Caller:
+    key_id, user = row["id"], row["user__username"]
+    team_prefix = "team__" if row["team__name"] is not None else "user__team__"
+    team = row[f"{team_prefix}name"]
+    owners = [("key", key_id), *([("user", user)] if user else []), *([("team", team)] if team else [])]
+    limits = [_limit(row, "", "key", key_id), _limit(row, "user__", "user", user), _limit(row, team_prefix, "team", team)]
+    return Caller(
+        key_id=key_id,
+        key_name=row["name"],
+        user_id=user,
+        team=team,
+        role=Role(row["role"]),
+        allowed_models=frozenset(row["allowed_models"]) if row["allowed_models"] is not None else None,
+        limits=tuple(limit for limit in limits if limit is not None),
+        budgets=tuple(terms for owner in [*owners, ("organisation", "")] for terms in budgets.get(owner, ())),
+        tags=tuple(row["tags"] or ()),
+    )
+
+
+def _limit(row: dict[str, Any], prefix: str, scope: str, owner: str | None) -> Limit | None:
+    values = (row[f"{prefix}rate_limit_rpm"], row[f"{prefix}rate_limit_tpm"], row[f"{prefix}max_parallel"])
+    return None if owner is None or values == (None, None, None) else Limit(scope, owner, *values)
+
+
+def _epoch(moment: datetime | None) -> float | None:
+    return moment.timestamp() if moment is not None else None

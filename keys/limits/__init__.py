@@ -1,0 +1,1 @@
+"""Rate limits: in process, or in Redis for several processes. One contract."""
