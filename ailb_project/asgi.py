@@ -22,7 +22,7 @@ http = URLRouter(
         path("readyz", health.Readyz.as_asgi()),
         path("healthz", health.Healthz.as_asgi()),
         path("metrics", health.Metrics.as_asgi()),
-        re_path("", django_application),
+        re_path("", django_application),  # type: ignore[arg-type]  # Channels' router takes ASGI applications
     ]
 )
 

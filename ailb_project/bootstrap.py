@@ -70,6 +70,6 @@ def _refuse_second_process(workers: int) -> None:
     alive = liveness.alive(data_dir=settings.DATA_DIR)
     if alive:
         raise StartRefused(
-            f"REDIS_URL: got nothing; another gateway process ({', '.join(alive)}) serves this database, and limits and "
-            "budgets of several processes are shared in Redis"
+            f"REDIS_URL: got nothing; another gateway process ({', '.join(alive)}) serves this database, and several "
+            "share their limits and budgets in Redis"
         )

@@ -58,7 +58,8 @@ class Env(BaseSettings):
         None, description="A bearer key with the admin role, 24 characters or more; generated on the first start"
     )
     AILB_ALLOWED_HOSTS: CommaSeparated = Field(
-        ("localhost", "127.0.0.1", "[::1]"), description="Comma-separated host names that the console and /api answer to"
+        ("localhost", "127.0.0.1", "[::1]"),
+        description="Comma-separated host names that Django answers to",
     )
     AILB_CSRF_ORIGINS: CommaSeparated = Field((), description="Comma-separated origins that may post to the console")
     AILB_CORS_ORIGINS: CommaSeparated = Field((), description="Comma-separated origins of browsers that may call /v1")
@@ -76,9 +77,7 @@ class Env(BaseSettings):
     )
     AILB_LOG_LEVEL: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line")
 
-    @field_validator(
-        "OPENAI_MODELS", "AILB_ALLOWED_HOSTS", "AILB_CSRF_ORIGINS", "AILB_CORS_ORIGINS", mode="before"
-    )
+    @field_validator("OPENAI_MODELS", "AILB_ALLOWED_HOSTS", "AILB_CSRF_ORIGINS", "AILB_CORS_ORIGINS", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -110,7 +109,9 @@ class Env(BaseSettings):
     @field_validator("DATABASE_URL")
     @classmethod
     def _database(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("postgres://", "postgresql://", "sqlite:///")):
+        if value is not None and not value.get_secret_value().startswith(
+            ("postgres://", "postgresql://", "sqlite:///")
+        ):
             raise ValueError("postgres://user:password@host:port/name or sqlite:////absolute/path")
         return value
 
@@ -188,7 +189,7 @@ def database(env: Env) -> dict[str, Any]:
     """Django's DATABASES entry."""
     url = env.DATABASE_URL.get_secret_value() if env.DATABASE_URL else None
     if url is None or url.startswith("sqlite"):
-        config = dj_database_url.parse(url) if url else {"ENGINE": "django.db.backends.sqlite3"}
+        config: dict[str, Any] = dict(dj_database_url.parse(url)) if url else {"ENGINE": "django.db.backends.sqlite3"}
         return {
             **config,
             "CONN_MAX_AGE": None,
@@ -203,7 +204,8 @@ def database(env: Env) -> dict[str, Any]:
         }
     parsed = dict(dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True))
     # A database that hangs must not hang the gateway: connects and silent peers are given up after seconds.
-    options: dict[str, Any] = {"connect_timeout": 3, "tcp_user_timeout": 5000, **parsed.get("OPTIONS", {})}
+    given: Any = parsed.get("OPTIONS", {})
+    options = {"connect_timeout": 3, "tcp_user_timeout": 5000, **given}
     return {**parsed, "OPTIONS": options}
 
 
@@ -246,5 +248,7 @@ def _generated(folder: Path, name: str) -> str:
 def _read_generated(path: Path, name: str) -> str:
     value = path.read_text().strip()
     if not value:
-        raise SettingsError(f"{name}: got an empty file {path.name} in AILB_DATA_DIR; takes a secret, or remove the file")
+        raise SettingsError(
+            f"{name}: got an empty file {path.name} in AILB_DATA_DIR; takes a secret, or remove the file"
+        )
     return value

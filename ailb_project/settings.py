@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ailb_project import env as environment
+from ailb_project.console_settings import UNFOLD  # noqa: F401  # a setting
 from ailb_project.logs import configure as configure_logs
 
 try:
@@ -22,8 +23,10 @@ ALLOWED_HOSTS = list(ENV.AILB_ALLOWED_HOSTS)
 CSRF_TRUSTED_ORIGINS = list(ENV.AILB_CSRF_ORIGINS)
 
 INSTALLED_APPS = [
-    "daphne",  # before staticfiles: it replaces runserver
+    # Before staticfiles: it replaces runserver. Elsewhere its Twisted would be 15 MB in every process.
+    *(["daphne"] if "runserver" in sys.argv else []),
     "unfold",
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -109,7 +112,10 @@ WHITENOISE_AUTOREFRESH = False
 DATA_UPLOAD_MAX_MEMORY_SIZE = 20 * 1024 * 1024
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["keys.api.authentication.KeyAuthentication", "keys.api.authentication.ConsoleSession"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "keys.api.authentication.KeyAuthentication",
+        "keys.api.authentication.ConsoleSession",
+    ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],

@@ -91,7 +91,7 @@ def asgi_application(upstream: Upstream) -> Callable[[Scope, Receive, Send], Awa
     return application
 
 
-class ForwardingConsumer(AsyncHttpConsumer):  # type: ignore[misc]
+class ForwardingConsumer(AsyncHttpConsumer):  # type: ignore[misc, unused-ignore]
     """The yardstick: the same through Channels' own consumer class, used as its documentation shows."""
 
     upstream: Upstream

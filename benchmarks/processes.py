@@ -8,13 +8,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # Long enough to drain what is in flight; a server that needs more is reported and killed.
 STOP_SECONDS = 20.0
+# For descendants that outlive the process which started them.
+ORPHAN_SECONDS = 5.0
 
 
 class ServerFailed(Exception):
@@ -96,10 +98,16 @@ class Server:
             print(f"warning: {self.name} did not stop within {STOP_SECONDS:.0f} s of SIGTERM; killed", flush=True)
             self.process.kill()
             self.process.wait()
-        for pid, born in members.items():
-            # The start time guards against an id that meanwhile belongs to somebody else.
-            if born is not None and pid != self.pid and birth(pid) == born:
-                print(f"warning: {self.name} left process {pid} behind; killed", flush=True)
+        # The start time guards against an id that meanwhile belongs to somebody else.
+        descendants = {pid: born for pid, born in members.items() if born is not None and pid != self.pid}
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while (
+            left := [pid for pid, born in descendants.items() if birth(pid) == born]
+        ) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for pid in left:
+            print(f"warning: {self.name} left process {pid} behind; killed", flush=True)
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def log_tail(self, lines: int = 25) -> str:

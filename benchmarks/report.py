@@ -64,7 +64,8 @@ def render(findings: Findings) -> str:
         parts.append(_start_up_table(findings.start_up))
     if findings.memory:
         parts.append(_memory_table(findings))
-    parts.append(_strangers_table(findings))
+    if findings.strangers:
+        parts.append(_strangers_table(findings))
     if findings.failures:
         parts.append("## What went wrong\n\n" + "\n".join(f"- {failure}" for failure in findings.failures) + "\n")
     return "\n".join(parts)

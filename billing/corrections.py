@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from billing.fields import from_database
-from billing.rows import INSERT, LedgerRow, parameters
+from billing.rows import LedgerRow, insert_sql, parameters
 
 CLOSING = ("settlement", "release")
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens")
@@ -25,9 +25,9 @@ def correct_late_closings(cursor: Any, rows: Sequence[LedgerRow], vendor: str) -
         [rows[0].process_id, *closings],
     )
     adjustments = [_adjustment(closings[written[0]], written, vendor) for written in cursor.fetchall()]
-    wanted = [parameters(row, vendor) for row in adjustments if row is not None and not _adjusted(cursor, row)]
-    if wanted:
-        cursor.executemany(INSERT, wanted)
+    for row in adjustments:
+        if row is not None and not _adjusted(cursor, row):
+            cursor.execute(insert_sql(1, "%s"), parameters(row, vendor))
 
 
 def _adjustment(true: LedgerRow, written: Sequence[Any], vendor: str) -> LedgerRow | None:

@@ -6,11 +6,11 @@ or lose its client: each is a settlement or a release, exactly one.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from time import time
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import structlog
@@ -21,14 +21,17 @@ from billing.ledger import LedgerWriter
 from billing.pricebook import Book
 from billing.rows import LedgerRow
 from gateway import metrics, tokens
-from gateway.errors import BudgetExceeded, RateLimited, UnpricedModel
-from gateway.types import Attempt, Caller, ChatRequest, Deployment, Usage
+from gateway.errors import BudgetExceeded, GuardUnavailable, RateLimited, UnpricedModel
+from gateway.types import Attempt, Caller, ChatRequest, Deployment, Json, Usage
 from keys.limits.base import Gauge, Limits
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 UNKNOWN_OUTPUT = 4096  # a deployment's maximum where nobody stated it (http-api.md section 2)
 _TPM_OUTPUT = 4096  # what a token limit holds of a longer cap (architecture.md)
+_COUNTED_INLINE = 8192  # bytes
 _NOTHING = Amount(Decimal(0), 0)
 _MOST_TOKENS = 10**10  # what an upstream may report; more is a defect of theirs and would not fit the ledger
 
@@ -38,6 +41,8 @@ class Facts(msgspec.Struct, frozen=True):
 
     request_id: str
     arrived: float
+    at: datetime
+    """The same moment as `arrived`."""
     caller: Caller
     client_request_id: str | None
     requested_model: str
@@ -88,7 +93,7 @@ class Holds:
         The hold's request is the one to send: where the client set no output cap and a budget applies, it carries one.
         Raises `BudgetExceeded`, `UnpricedModel`, `RateLimited`, `RequestTooLargeForLimit`.
         """
-        estimate = _Estimate(request, candidates, book, datetime.fromtimestamp(facts.arrived, UTC))
+        estimate = _Estimate(request, candidates, book, facts.at)
         if not estimate.priced and self._unpriced == "block" and _counts_dollars(facts.caller):
             raise UnpricedModel(
                 f"The model '{request.model[:200]}' has no price, and a dollar budget applies to this request.",
@@ -170,6 +175,7 @@ class _Estimate:
         most = max(d.max_output or UNKNOWN_OUTPUT for d in candidates)
         self.output = request.max_output if request.max_output is not None else most
         self.tier: str | None = request.body.get("service_tier") or None
+        self.audio = _may_carry_audio(request.body)
         found = [book.find(d.provider.price_book, d.upstream_model, d.name, at) for d in candidates]
         self.prices = [price for price in found if price is not None]
         self.priced = len(self.prices) == len(found)
@@ -177,7 +183,7 @@ class _Estimate:
     def size(self, prompt: int, output: int) -> _Size:
         n = self.request.n
         usd = (
-            max(pricing.ceiling(price, prompt, output * n, self.tier, audio=False) for price in self.prices)
+            max(pricing.ceiling(price, prompt, output * n, self.tier, audio=self.audio) for price in self.prices)
             if self.prices
             else None
         )
@@ -185,8 +191,7 @@ class _Estimate:
 
     async def exact(self) -> int:
         """The prompt's tokens, counted; off the loop where that takes long."""
-        count = min(await counted(tokens.count_prompt, self.request.body, self.model, size=self.bound), self.bound)
-        return count
+        return min(await counted(tokens.count_prompt, self.request.body, self.model, size=self.bound), self.bound)
 
     def affordable(self, prompt: int, usd: Decimal | None, token_count: int | None) -> int:
         """The longest answer, in tokens, that this much buys; 0 or less where not even the prompt fits."""
@@ -235,7 +240,8 @@ class Hold:
         self.request = request
         self.tokens_gauge = gauge
         self.settled = False
-        self.durable: asyncio.Future[None] = holds.writer.hold(self._row(first))
+        self._row = self._hold_row(first)
+        self.durable: asyncio.Future[None] = holds.writer.hold(self._row)
 
     @property
     def worst(self) -> Usage:
@@ -253,9 +259,7 @@ class Hold:
             cost = pricing.cost(price, usage, outcome.service_tier) if price is not None else None  # type: ignore[assignment]
         spent = Amount(cost, usage.total_tokens if usage is not None else 0)
         facts = self._facts
-        self._holds.counters.settle(
-            facts.request_id, _owners(facts.caller), spent, datetime.fromtimestamp(facts.arrived, UTC)
-        )
+        self._holds.counters.settle(facts.request_id, _owners(facts.caller), spent, facts.at)
         if self._held_tokens:
             self._holds.limits.give_back_tokens(facts.caller.limits, self._held_tokens - spent.tokens)
         self._holds.writer.put(self._closing_row(outcome, usage, price, cost))
@@ -264,7 +268,7 @@ class Hold:
 
     def _price(self, outcome: Outcome) -> pricing.Price | None:
         """Of the model that served, else of the one that was asked upstream."""
-        deployment, at = outcome.deployment, datetime.fromtimestamp(self._facts.arrived, UTC)
+        deployment, at = outcome.deployment, self._facts.at
         book = deployment.provider.price_book
         if outcome.served_model is not None and outcome.served_model != deployment.upstream_model:
             served = self._book.find(book, outcome.served_model, deployment.name, at)
@@ -276,20 +280,18 @@ class Hold:
         if usage is None:
             return
         provider = outcome.deployment.provider.slug
-        series = metrics.series(provider, outcome.deployment.name, outcome.status)
-        series.tokens_in.inc(usage.prompt_tokens)
-        series.tokens_out.inc(usage.completion_tokens)
+        tally = metrics.tally(provider, outcome.deployment.name, outcome.status)
+        tally.tokens_in += usage.prompt_tokens
+        tally.tokens_out += usage.completion_tokens
         if cost is None:
             metrics.UNMETERED.labels("unpriced").inc()
             return
-        metrics.COST.inc(float(cost))
+        tally.cost += float(cost)
         if self._size.usd is not None and cost > self._size.usd:
             metrics.OVERRUNS.inc()
-            log.warning(
-                "overrun", request_id=self._facts.request_id, held_usd=str(self._size.usd), cost_usd=str(cost)
-            )
+            log.warning("overrun", request_id=self._facts.request_id, held_usd=str(self._size.usd), cost_usd=str(cost))
 
-    def _row(self, first: Deployment) -> LedgerRow:
+    def _hold_row(self, first: Deployment) -> LedgerRow:
         facts, caller, size = self._facts, self._facts.caller, self._size
         return LedgerRow(
             request_id=facts.request_id,
@@ -334,12 +336,25 @@ class Hold:
         self, outcome: Outcome, usage: Usage | None, price: pricing.Price | None, cost: Decimal | None
     ) -> LedgerRow:
         used = usage or Usage(0, 0)
-        row = self._row(outcome.deployment)
-        return msgspec.structs.replace(
-            row,
-            kind="settlement" if usage is not None else "release",
-            served_model=clean(outcome.served_model, 200),
-            status=outcome.status,
+        hold, deployment = self._row, outcome.deployment
+        # Written out rather than replaced in a copy of the hold: this is on every request's path.
+        return LedgerRow(
+            hold.request_id,
+            "settlement" if usage is not None else "release",
+            hold.created_at,
+            time(),
+            hold.process_id,
+            hold.client_request_id,
+            hold.key_id,
+            hold.user_id,
+            hold.team,
+            deployment.provider.slug,
+            deployment.name,
+            hold.requested_model,
+            deployment.upstream_model,
+            clean(outcome.served_model, 200),
+            outcome.status,
+            hold.stream,
             held_usd=None,
             held_prompt_tokens=None,
             held_output_tokens=None,
@@ -355,16 +370,37 @@ class Hold:
             latency_ms=outcome.latency_ms,
             ttft_ms=outcome.ttft_ms,
             overhead_ms=outcome.overhead_ms,
+            session_id=hold.session_id,
+            tags=hold.tags,
             attempts=outcome.attempts,
-            detail={**row.detail, **outcome.detail},
+            security_action=hold.security_action,
+            detail={**hold.detail, **outcome.detail} if hold.detail else outcome.detail,
         )
 
 
-async def counted(count: Any, *args: Any, size: int) -> int:
-    """`count(*args)`, on a thread where `size` bytes would hold up the event loop (0.2 ms a kilobyte)."""
-    if size <= 8192:
-        return int(count(*args))
-    return int(await asyncio.to_thread(count, *args))
+async def counted(count: Callable[[T, str], int], what: T, model: str, *, size: int) -> int:
+    """`count(what, model)`, on a thread where `size` bytes would hold up the event loop (0.2 ms a kilobyte).
+
+    Raises `GuardUnavailable` where the tokenizer's ranks are missing: what cannot be counted cannot be held.
+    """
+    try:
+        if size <= _COUNTED_INLINE and tokens.ready(model):
+            return count(what, model)
+        return await asyncio.to_thread(count, what, model)
+    except tokens.RanksMissing as error:
+        log.error("tokenizer_missing", hint=str(error))
+        raise GuardUnavailable("Tokens cannot be counted at the moment.") from None
+
+
+def _may_carry_audio(body: Json) -> bool:
+    """Whether audio, dearer than text by far, may go in or come out."""
+    modalities = body.get("modalities")
+    if "audio" in body or (isinstance(modalities, list) and "audio" in modalities):
+        return True
+    contents = (message.get("content") for message in body["messages"])
+    return any(
+        part.get("type") == "input_audio" for content in contents if isinstance(content, list) for part in content
+    )
 
 
 def clean(text: str | None, length: int) -> str | None:
@@ -386,7 +422,9 @@ def _counts_dollars(caller: Caller) -> bool:
 
 def _bounded(usage: Usage) -> Usage:
     """An upstream's figures inside what the ledger holds; they come from outside."""
-    counts = {
-        name: min(max(getattr(usage, name), 0), _MOST_TOKENS) for name in Usage.__struct_fields__ if name != "estimated"
-    }
-    return Usage(**counts, estimated=usage.estimated)
+    *counts, _ = msgspec.structs.astuple(usage)
+    if min(counts) >= 0 and max(counts) <= _MOST_TOKENS:
+        return usage
+    names = Usage.__struct_fields__
+    bounded = {name: min(max(count, 0), _MOST_TOKENS) for name, count in zip(names, counts, strict=False)}
+    return msgspec.structs.replace(usage, **bounded)

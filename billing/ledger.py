@@ -1,8 +1,12 @@
 """The ledger's writer: one thread, one connection, group commits.
 
-A hold's row is committed before the client gets its first byte. Rows that wait while a commit runs go together in
+A hold's row is committed before the client gets its first byte. Rows that come while a commit runs go together in
 the next one; an idle writer commits at once, never on a timer. While the database is out of reach rows go to the
 journal on disk (`billing.journal`), synced, and from there into the database when it is back.
+
+Rows gather on the event loop and reach the thread a batch at a time, and a batch is one statement: each time the
+thread needs the interpreter's lock the loop's thread has to give it up, which costs more than the insert (measured:
+540 µs of CPU a request with a statement a row, docs/decisions/0004).
 """
 
 import asyncio
@@ -15,36 +19,50 @@ from typing import Any
 
 import msgspec
 import structlog
-from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, OperationalError, connection, transaction
+from django.db import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    transaction,
+)
 
 from billing.corrections import correct_late_closings
 from billing.journal import Journal
-from billing.rows import INSERT, LedgerRow, parameters
+from billing.rows import LedgerRow, insert_sql, parameters
 from gateway.errors import LedgerUnavailable
 from gateway.metrics import LEDGER_PENDING
 
 log = structlog.get_logger()
 
-_BATCH = 256  # rows a commit: enough for thousands of requests a second, little enough that a commit stays short
+_BATCH = 128  # rows a statement: 36 columns each, and SQLite takes 32 766 parameters
 _RETRY_SECONDS = 1.0  # how long the database is left alone after it failed
 
-Waiter = asyncio.Future[None] | threading.Event
+# What one bad row raises, whatever its neighbours are.
+_BAD_ROW = (DataError, IntegrityError, ValueError, OverflowError)
 
 
-class _Item(msgspec.Struct):
-    row: LedgerRow | None
-    waiter: Waiter | None = None
-    work: Callable[[], None] | None = None
+class _Batch(msgspec.Struct):
+    """What goes to the thread at once. `work` runs after the rows were written."""
+
+    rows: list[LedgerRow] = []
+    waiters: list["asyncio.Future[None]"] = []
+    work: list[Callable[[], Any]] = []
 
 
 class LedgerWriter:
-    """Writes rows in the order given. `put`, `hold` and `run_in_order` are called on the event loop's thread."""
+    """Writes rows in the order given. All methods but `flush` are called on the event loop's thread."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._gathering = _Batch()
+        self._thread_busy = False
+        self._submit_scheduled = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._retry: list[LedgerRow] = []
         self._database_failed_at: float | None = None
         self._journalled = False
 
@@ -55,12 +73,14 @@ class LedgerWriter:
         self._thread = threading.Thread(target=self._run, name="ailb-ledger", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Write all that waits, then end. Rows the database does not take are in the journal."""
+        if self._thread is None:
+            return
+        self._submit()
         self._queue.put(None)
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        await asyncio.to_thread(self._thread.join)
+        self._thread = None
 
     def hold(self, row: LedgerRow) -> "asyncio.Future[None]":
         """Queue a row; the future is done once it is durable, or raises `LedgerUnavailable`."""
@@ -68,108 +88,127 @@ class LedgerWriter:
         future = self._loop.create_future()
         # A request that ends before its hold is durable leaves nobody to await the future.
         future.add_done_callback(_seen)
-        self._queue.put(_Item(row, future))
+        self._gathering.waiters.append(future)
+        self.put(row)
         return future
 
     def put(self, row: LedgerRow) -> None:
         """Queue a row that nobody waits for."""
-        self._queue.put(_Item(row))
+        self._gathering.rows.append(row)
+        self._schedule()
 
     def run_in_order(self, work: Callable[[], Any]) -> None:
         """Run `work` on the writer's thread after everything queued so far was written."""
-        self._queue.put(_Item(None, None, work))
+        self._gathering.work.append(work)
+        # What is queued from here on is not seen by `work`: it goes with the next batch.
+        self._submit()
 
     def flush(self, timeout: float = 5.0) -> None:
-        """Wait, on any other thread, until everything queued so far is written; seconds."""
-        if self._thread is None or threading.current_thread() is self._thread:
+        """Wait, on another thread than the loop's, until everything queued so far is written; seconds."""
+        loop = self._loop
+        if self._thread is None or loop is None or loop.is_closed():
             return
-        event = threading.Event()
-        self._queue.put(_Item(None, event))
-        event.wait(timeout)
+        written = threading.Event()
+        loop.call_soon_threadsafe(self.run_in_order, written.set)
+        written.wait(timeout)
+
+    def _schedule(self) -> None:
+        """At the end of this turn of the loop: rows of one turn go together."""
+        if not self._thread_busy and not self._submit_scheduled:
+            assert self._loop is not None
+            self._submit_scheduled = True
+            self._loop.call_soon(self._submit)
+
+    def _submit(self) -> None:
+        self._submit_scheduled = False
+        if self._gathering.rows or self._gathering.work:
+            batch, self._gathering = self._gathering, _Batch()
+            self._thread_busy = True
+            LEDGER_PENDING.set(len(batch.rows))
+            self._queue.put(batch)
+
+    def _written(self, batch: _Batch, error: LedgerUnavailable | None) -> None:
+        """Back on the loop: wake who waits, and send what has gathered meanwhile."""
+        for future in batch.waiters:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+        self._thread_busy = False
+        self._submit()
+
+    # ── on the thread ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        ending = False
-        while not ending:
-            items, ending = self._next_batch()
-            try:
-                self._write(items)
-            finally:
-                LEDGER_PENDING.set(self._queue.qsize())
+        while (batch := self._next()) is not None:
+            error = self._store(batch.rows)
+            for work in batch.work:
+                work()
+            assert self._loop is not None
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._written, batch, error)
+        self._store([])
         connection.close()
 
-    def _next_batch(self) -> tuple[list[_Item], bool]:
-        """What waits, up to a batch; blocks while nothing does. A piece of work ends its batch: it sees what was before."""
-        items: list[_Item] = []
+    def _next(self) -> _Batch | None:
+        """The next batch; an empty one where the database's return has to be tried meanwhile."""
         try:
-            item = self._queue.get(timeout=_RETRY_SECONDS if self._journalled else None)
-            while item is not None:
-                items.append(item)
-                if item.work is not None or len(items) >= _BATCH:
-                    return items, False
-                item = self._queue.get_nowait()
+            return self._queue.get(timeout=_RETRY_SECONDS if self._journalled or self._retry else None)
         except Empty:
-            return items, False
-        return items, True
+            return _Batch()
 
-    def _write(self, items: list[_Item]) -> None:
-        rows = [item.row for item in items if item.row is not None]
-        error = self._store(rows) if rows or self._journalled else None
-        for item in items:
-            if item.work is not None:
-                item.work()
-        waiters = [item.waiter for item in items if item.waiter is not None]
-        if waiters:
-            self._wake(waiters, error)
-
-    def _store(self, rows: Sequence[LedgerRow]) -> LedgerUnavailable | None:
+    def _store(self, rows: list[LedgerRow]) -> LedgerUnavailable | None:
+        rows = [*self._retry, *rows] if self._retry else rows
+        self._retry = []
+        if not rows and not self._journalled:
+            return None
         if self._database_may_work():
             try:
                 if self._journalled:
                     self._replay()
                 self._commit(rows)
-                self._note_database(works=True)
+                self._database_failed_at = None
                 return None
             except (OperationalError, InterfaceError) as error:
-                self._note_database(works=False, error=error)
+                self._note_failure(error)
         return self._to_journal(rows)
 
     def _commit(self, rows: Sequence[LedgerRow]) -> None:
-        if not rows:
-            return
-        try:
-            insert(rows)
-        except (DataError, IntegrityError, ValueError, OverflowError):
-            for row in rows:
-                self._commit_alone(row)
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            try:
+                insert(part)
+            except _BAD_ROW:
+                for row in part:
+                    self._commit_alone(row)
 
     def _commit_alone(self, row: LedgerRow) -> None:
         """One bad row must not take its neighbours along."""
         try:
             insert([row])
-        except (DataError, IntegrityError, ValueError, OverflowError) as error:
+        except _BAD_ROW as error:
             log.error("ledger_row_rejected", request_id=row.request_id, kind=row.kind, error=type(error).__name__)
             self._journal.reject(row)
 
     def _to_journal(self, rows: Sequence[LedgerRow]) -> LedgerUnavailable | None:
+        if not rows:
+            return None
         try:
             self._journal.append(rows)
         except OSError as error:
             log.error("journal_failed", error=type(error).__name__, rows=len(rows))
             # Closing entries are tried again; a hold's caller is refused, so its row must not appear later.
-            for row in rows:
-                if row.kind != "hold":
-                    self._queue.put(_Item(row))
-            time.sleep(0.05)  # a full disk is not helped by a busy loop
+            self._retry = [row for row in rows if row.kind != "hold"]
             return LedgerUnavailable("The request cannot be written down at the moment.", retry_after=5)
-        self._journalled = self._journalled or bool(rows)
+        self._journalled = True
         return None
 
     def _replay(self) -> None:
         """Move journalled rows into the database, this process's and those of dead ones."""
         for path in self._journal.files():
             rows = self._journal.read(path)
-            for start in range(0, len(rows), _BATCH):
-                self._commit(rows[start : start + _BATCH])
+            self._commit(rows)
             path.unlink(missing_ok=True)
             log.info("journal_replayed", rows=len(rows))
         self._journalled = False
@@ -177,33 +216,11 @@ class LedgerWriter:
     def _database_may_work(self) -> bool:
         return self._database_failed_at is None or time.monotonic() - self._database_failed_at >= _RETRY_SECONDS
 
-    def _note_database(self, *, works: bool, error: DatabaseError | None = None) -> None:
-        if works:
-            self._database_failed_at = None
-            return
+    def _note_failure(self, error: Exception) -> None:
         if self._database_failed_at is None:
             log.error("ledger_goes_to_journal", error=type(error).__name__)
         self._database_failed_at = time.monotonic()
         connection.close()
-
-    def _wake(self, waiters: list[Waiter], error: LedgerUnavailable | None) -> None:
-        assert self._loop is not None
-        futures = [waiter for waiter in waiters if isinstance(waiter, asyncio.Future)]
-        for waiter in waiters:
-            if isinstance(waiter, threading.Event):
-                waiter.set()
-        if futures and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_resolve, futures, error)
-
-
-def _resolve(futures: list["asyncio.Future[None]"], error: LedgerUnavailable | None) -> None:
-    for future in futures:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
 
 
 def _seen(future: "asyncio.Future[None]") -> None:
@@ -212,13 +229,18 @@ def _seen(future: "asyncio.Future[None]") -> None:
 
 
 def insert(rows: Sequence[LedgerRow]) -> None:
-    """Commit `rows` in one transaction. Rows that are already there stay as they are; a closing entry that comes after
-    the sweeper's becomes an adjustment.
+    """Write `rows` in one statement, which is its own transaction. Rows that are already there stay as they are; a
+    closing entry that comes after the sweeper's becomes an adjustment.
     """
     vendor = connection.vendor
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.executemany(INSERT, [parameters(row, vendor) for row in rows])
-        if cursor.rowcount != len(rows):
+    values = [value for row in rows for value in parameters(row, vendor)]
+    connection.ensure_connection()
+    with connection.wrap_database_errors:
+        # The driver itself: Django's SQLite cursor translates thousands of placeholders by regular expression.
+        mark = "?" if vendor == "sqlite" else "%s"
+        count = connection.connection.execute(insert_sql(len(rows), mark), values).rowcount
+    if count != len(rows):
+        with transaction.atomic(), connection.cursor() as cursor:
             correct_late_closings(cursor, rows, vendor)
 
 

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -57,10 +58,14 @@ _MONEY = tuple(COLUMNS.index(name) for name in ("held_usd", "cost_usd"))
 _JSON = tuple(COLUMNS.index(name) for name in ("tags", "attempts", "detail"))
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
-INSERT = (
-    f"INSERT INTO billing_ledgerentry ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))}) "  # noqa: S608  # constants
-    "ON CONFLICT DO NOTHING"
-)
+_INTO = f"INSERT INTO billing_ledgerentry ({', '.join(COLUMNS)}) VALUES "  # noqa: S608  # constants
+
+
+@cache
+def insert_sql(rows: int, mark: str) -> str:
+    """One statement for `rows` rows, with the driver's placeholder; rows that are there already are passed over."""
+    values = f"({', '.join([mark] * len(COLUMNS))})"
+    return f"{_INTO}{', '.join([values] * rows)} ON CONFLICT DO NOTHING"
 
 
 def parameters(row: LedgerRow, vendor: str) -> list[Any]:

@@ -54,6 +54,11 @@ def reaches_owner(*, actor: Actor, action: str, scope: str, owner: str) -> bool:
     return scope in found and found[scope].exists()
 
 
+def reaches_all_budgets(*, actor: Actor) -> bool:
+    """Whether the actor may set anybody's budget, so that an owner need not exist yet."""
+    return policy.reach(actor, "budgets", "create") is Reach.ALL
+
+
 def _keys(actor: Actor, action: str) -> QuerySet[VirtualKey]:
     team = ("team__name", "user__team__name")
     rows = VirtualKey.objects.order_by()
@@ -162,7 +167,9 @@ def _held_since(scope: str, owner: str, start: datetime) -> tuple[Decimal, int]:
     if scope in _OWNER_COLUMN:
         holds = holds.filter(**{_OWNER_COLUMN[Scope(scope)]: owner})
     sums = holds.aggregate(
-        usd=Sum("held_usd", output_field=MoneyField()), prompt=Sum("held_prompt_tokens"), output=Sum("held_output_tokens")
+        usd=Sum("held_usd", output_field=MoneyField()),
+        prompt=Sum("held_prompt_tokens"),
+        output=Sum("held_output_tokens"),
     )
     return sums["usd"] or Decimal(0), (sums["prompt"] or 0) + (sums["output"] or 0)
 

@@ -34,9 +34,7 @@ def close_orphans(*, dead: Q) -> int:
 
 
 def _close_holds_of(process: GatewayProcess) -> int:
-    closing = LedgerEntry.objects.filter(
-        request_id=OuterRef("request_id"), kind__in=[Kind.SETTLEMENT, Kind.RELEASE]
-    )
+    closing = LedgerEntry.objects.filter(request_id=OuterRef("request_id"), kind__in=[Kind.SETTLEMENT, Kind.RELEASE])
     orphans = LedgerEntry.objects.filter(
         ~Exists(closing),
         kind=Kind.HOLD,

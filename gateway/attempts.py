@@ -115,7 +115,7 @@ class Attempts:
         (deployment, started), self._current = self._current, None
         self._plane.signals.ended(deployment.name)
         provider, now = deployment.provider.slug, perf_counter()
-        metrics.attempts(provider, outcome).inc()
+        metrics.attempts[provider, outcome] += 1
         self.made.append(
             Attempt(
                 provider=provider,

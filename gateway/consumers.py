@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from channels.generic.http import AsyncHttpConsumer
 
+from ailb_project.logs import request_line
 from gateway import metrics, pipeline
 from gateway.errors import GatewayError, InternalError, InvalidRequest, MethodNotAllowed, RequestTooLarge
 from gateway.exchange import Exchange, Headers
@@ -22,6 +23,7 @@ from gateway.render import error_headers, openai_error
 log = structlog.get_logger()
 
 LONGEST_BODY = 20 * 1024 * 1024  # bytes
+_WATCH_AFTER = 0.02  # seconds; the promise to notice a leaving client is one second
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -70,15 +72,14 @@ class ChatConsumer(AsyncHttpConsumer):
         reply = ChatReply(send)
         exchange = Exchange(dict(scope["headers"]), reply)
         reply.identify(exchange.id)
-        watcher: list[asyncio.Task[None]] = []
+        watcher = _Watcher(receive, exchange)
 
         async def read_body() -> bytes:
             body = await _read_body(receive, exchange.headers)
-            watcher.append(asyncio.create_task(_watch(receive, exchange, work)))
+            watcher.start()
             return body
 
-        work = asyncio.current_task()
-        metrics.ACTIVE.inc()
+        metrics.active(1)
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("This endpoint takes POST.", headers=(("allow", "POST"),))
@@ -89,13 +90,12 @@ class ChatConsumer(AsyncHttpConsumer):
             if not exchange.client_gone:
                 raise
             exchange.status = pipeline.CLIENT_LEFT
-        except Exception:  # noqa: BLE001  # the outermost renderer: nothing of it may reach a client
+        except Exception:  # the outermost renderer: nothing of it may reach a client
             log.exception("request_failed", request_id=exchange.id)
             await _refuse(exchange, InternalError(f"The gateway failed. Quote the request id {exchange.id}."))
         finally:
-            if watcher:
-                watcher[0].cancel()
-            metrics.ACTIVE.dec()
+            watcher.stop()
+            metrics.active(-1)
             _tell(exchange)
 
 
@@ -133,13 +133,37 @@ def _too_large() -> RequestTooLarge:
     return RequestTooLarge(f"The request body is longer than {LONGEST_BODY // 2**20} MiB.")
 
 
-async def _watch(receive: Receive, exchange: Exchange, work: "asyncio.Task[Any] | None") -> None:
-    """Notice a client that leaves: its stream is cancelled, its plain call is drained."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    exchange.client_gone = True
-    if exchange.stream and work is not None:
-        work.cancel()
+class _Watcher:
+    """Notices a client that leaves: its stream is cancelled, its plain call is drained.
+
+    Begins a little after the request: what is answered by then needs no task beside it.
+    """
+
+    def __init__(self, receive: Receive, exchange: Exchange) -> None:
+        self._receive = receive
+        self._exchange = exchange
+        self._work = asyncio.current_task()
+        self._handle: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._handle = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._begin)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._exchange.client_gone = True
+        if self._exchange.stream and self._work is not None:
+            self._work.cancel()
 
 
 async def _refuse(exchange: Exchange, error: GatewayError) -> None:
@@ -156,12 +180,14 @@ async def _refuse(exchange: Exchange, error: GatewayError) -> None:
 def _tell(exchange: Exchange) -> None:
     """One log line and the request's series."""
     elapsed = exchange.elapsed_ms()
-    provider, model = exchange.provider or "none", exchange.model if exchange.provider else "none"
-    series = metrics.series(provider, model or "none", exchange.status)
-    series.requests.inc()
-    series.duration.observe(elapsed / 1000)
-    log.info(
-        "request",
+    provider = exchange.provider or "none"
+    model = exchange.model if exchange.provider and exchange.model else "none"
+    tally = metrics.tally(provider, model, exchange.status)
+    tally.requests += 1
+    tally.duration.add(elapsed / 1000)
+    if exchange.first_content is not None:
+        tally.first_token.add(exchange.first_content - exchange.started)
+    request_line(
         request_id=exchange.id,
         key_id=exchange.key_id,
         model=model,

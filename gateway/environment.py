@@ -23,11 +23,13 @@ MANAGED_BY = "environment"
 
 @transaction.atomic
 def apply(env: Env) -> None:
-    """Bring the environment's providers and deployments into the database; the demo provider where there is no other."""
+    """Bring the environment's providers into the database, and the demo provider where there is no other."""
     for kind in providers.kinds():
         prefix = providers.vendor(kind).env_prefix
         if prefix is not None:
-            _apply_provider(kind, _setting(env, prefix, "API_KEY"), _setting(env, prefix, "BASE_URL"), _models(env, prefix))
+            _apply_provider(
+                kind, _setting(env, prefix, "API_KEY"), _setting(env, prefix, "BASE_URL"), _models(env, prefix)
+            )
     _apply_demo()
 
 

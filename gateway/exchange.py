@@ -29,8 +29,8 @@ class Exchange:
     """What the door knows of a request before it is parsed, and what the log wants to know of it in the end."""
 
     __slots__ = (
-        "arrived", "attempts", "client_gone", "cost", "headers", "id", "key_id", "model", "provider", "reply",
-        "started", "status", "stream", "usage",
+        "arrived", "attempts", "client_gone", "cost", "first_content", "headers", "id", "key_id", "model", "provider",
+        "reply", "started", "status", "stream", "usage",
     )  # fmt: skip
 
     def __init__(self, headers: Mapping[bytes, bytes], reply: Reply) -> None:
@@ -48,6 +48,8 @@ class Exchange:
         self.attempts = 0
         self.usage: tuple[int, int] | None = None
         self.cost: str | None = None
+        self.first_content: float | None = None
+        """`perf_counter` of the first content; None for a plain answer."""
 
     @property
     def secret(self) -> str | None:

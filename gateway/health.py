@@ -13,6 +13,7 @@ from django.conf import settings
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
 from prometheus_client import REGISTRY as LOCAL
 
+from gateway import metrics
 from gateway.errors import GatewayError
 from gateway.exchange import Exchange
 from gateway.lifespan import open_now
@@ -38,7 +39,11 @@ class _Probe(AsyncHttpConsumer):
     @staticmethod
     async def reply(send: Send, status: int, body: Any, content_type: bytes = b"application/json") -> None:
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), (b"cache-control", b"no-store")]
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(data)),
+            (b"cache-control", b"no-store"),
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": data})
 
@@ -84,6 +89,7 @@ class Metrics(_Probe):
         if not _may_scrape(scope):
             await self.reply(send, 401, {"detail": "A bearer token is needed.", "type": "authentication_error"})
             return
+        metrics.publish()
         text = await asyncio.to_thread(_exposition)
         await self.reply(send, 200, text, CONTENT_TYPE_LATEST.encode())
 
@@ -114,7 +120,11 @@ def _secret(scope: dict[str, Any]) -> str | None:
 def _may_scrape(scope: dict[str, Any]) -> bool:
     token = settings.ENV.AILB_METRICS_TOKEN
     given = _secret(scope)
-    if token is not None and given is not None and hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
+    if (
+        token is not None
+        and given is not None
+        and hmac.compare_digest(given.encode(), token.get_secret_value().encode())
+    ):
         return True
     headers = dict(scope["headers"])
     # Behind a proxy on this host everyone comes from loopback: what was forwarded is judged by its token alone.
@@ -135,6 +145,6 @@ def _exposition() -> bytes:
     """All processes' series where several write to PROMETHEUS_MULTIPROC_DIR, else this one's."""
     if settings.PROMETHEUS_MULTIPROC_DIR:
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
     return generate_latest(LOCAL)

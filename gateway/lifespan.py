@@ -1,4 +1,4 @@
-"""The data plane's beginning and end: with the server's lifespan, or at the first request under a server without one."""
+"""The data plane's beginning and end: with the server's lifespan, or at the first request where it has none."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

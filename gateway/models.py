@@ -58,10 +58,14 @@ class Provider(Versioned):
     )
     connect_timeout = models.FloatField(default=5.0, validators=[MinValueValidator(0.1), MaxValueValidator(120)])
     first_byte_timeout = models.FloatField(
-        default=600.0, validators=[MinValueValidator(0.1), MaxValueValidator(3600)], help_text="Seconds; OpenAI's SDK: 600."
+        default=600.0,
+        validators=[MinValueValidator(0.1), MaxValueValidator(3600)],
+        help_text="Seconds; OpenAI's SDK: 600.",
     )
     idle_timeout = models.FloatField(
-        default=120.0, validators=[MinValueValidator(0.1), MaxValueValidator(3600)], help_text="Seconds between two chunks."
+        default=120.0,
+        validators=[MinValueValidator(0.1), MaxValueValidator(3600)],
+        help_text="Seconds between two chunks.",
     )
     enabled = models.BooleanField(default=True)
     managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)

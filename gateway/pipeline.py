@@ -7,17 +7,19 @@ left out and counted.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import lru_cache
 from time import perf_counter
 
 from billing.holds import Facts, Hold, Outcome, clean, counted
 from gateway import background, metrics, planning, registry, requests, tokens
 from gateway.attempts import Attempts
 from gateway.chat_stream import ChatStream, with_citations
-from gateway.errors import Draining, GatewayError, RateLimited, Unavailable
+from gateway.errors import Draining, GatewayError, Unavailable
 from gateway.exchange import Exchange, Headers
 from gateway.plane import Plane
 from gateway.steps import augment, recall, remember
-from gateway.types import Caller, ChatRequest, Citation, Deployment, Usage
+from gateway.types import Citation, Deployment, Usage
 from keys.authentication import authenticate
 from keys.limits.base import Admission
 from security import engine, events
@@ -55,6 +57,7 @@ async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], 
         facts = Facts(
             request_id=exchange.id,
             arrived=exchange.arrived,
+            at=datetime.fromtimestamp(exchange.arrived, UTC),
             caller=caller,
             client_request_id=clean(_text(exchange.headers.get(b"x-request-id")), 200),
             requested_model=asked.model,
@@ -65,7 +68,7 @@ async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], 
         text = await (call.streamed() if request.stream else call.plain())
     finally:
         plane.limits.leave(admission)
-    await remember(asked, caller, text, plane.env)
+    await remember(screened.request, caller, text, plane.env)
 
 
 class _Call:
@@ -212,6 +215,7 @@ class _Call:
         exchange.attempts = len(attempts.made)
         exchange.usage = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else None
         exchange.cost = f"{cost:f}" if cost is not None and usage is not None else None
+        exchange.first_content = self._first_content_at
 
     def _since_arrival(self, moment: float | None) -> float | None:
         return None if moment is None else round((moment - self._exchange.started) * 1000, 3)
@@ -222,16 +226,12 @@ class _Call:
         if sent is None or ended is None:
             return None
         overhead = (sent - self._exchange.started) + (perf_counter() - ended)
-        metrics.OVERHEAD.observe(overhead)
+        metrics.overhead.add(overhead)
         return round(overhead * 1000, 3)
 
     def _headers(self) -> Headers:
-        deployment = self._served_by
-        headers: Headers = [
-            (b"x-ailb-provider", deployment.provider.slug.encode()),
-            (b"x-ailb-model", deployment.name.encode()),
-            (b"x-ailb-attempts", b"%d" % self._attempts.number),
-        ]
+        served_by = _served_by_headers(self._served_by.provider.slug, self._served_by.name)
+        headers: Headers = [*served_by, (b"x-ailb-attempts", b"%d" % self._attempts.number)]
         if self._exchange.cost is not None:
             headers.append((b"x-ailb-cost-usd", self._exchange.cost.encode()))
         for kind, gauge in ((b"requests", self._admission.requests), (b"tokens", self._hold.tokens_gauge)):
@@ -242,6 +242,11 @@ class _Call:
                     (b"x-ratelimit-reset-" + kind, go_duration(gauge.reset).encode()),
                 ]
         return headers
+
+
+@lru_cache(maxsize=1024)
+def _served_by_headers(provider: str, model: str) -> Headers:
+    return [(b"x-ailb-provider", provider.encode()), (b"x-ailb-model", model.encode("ascii", "replace"))]
 
 
 def go_duration(seconds: float) -> str:

@@ -212,10 +212,10 @@ def _response(request: HttpRequest, error: GatewayError) -> HttpResponse | None:
     """An error outside of any view of ours, or None for pages of the console."""
     if not (is_under(request.path, "/v1") or is_under(request.path, "/api")):
         return None
-    id = request_id(request)
+    minted = request_id(request)
     problem = problem_of_gateway(error)
-    headers = {**dict(problem.headers), "x-request-id": id}
-    return JsonResponse(body(problem, request.path, id), status=problem.status, headers=headers)
+    headers = {**dict(problem.headers), "x-request-id": minted}
+    return JsonResponse(body(problem, request.path, minted), status=problem.status, headers=headers)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -165,4 +165,3 @@ def _tags(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
     if len(tags) > 50 or any(len(tag) > 100 for tag in tags):
         raise InvalidRequest("'x-ailb-tags' takes up to 50 tags of up to 100 characters.", param="tags")
     return tags
-

@@ -10,7 +10,7 @@ from gateway.errors import UnsupportedParameter
 from gateway.types import Caller, ChatRequest, Citation
 from memory import recall as memory
 from rag import retrieval
-from security.policies import ScreenPolicy
+from security.detectors.base import ScreenPolicy
 
 log = structlog.get_logger()
 

@@ -79,7 +79,7 @@ class User(AbstractBaseUser, Limited, Versioned):
     must_change_password = models.BooleanField(default=False, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = UserManager()
+    objects = UserManager()  # type: ignore[misc]  # the stubs take the base's for a class variable
 
     USERNAME_FIELD = "username"
     EMAIL_FIELD = "email"

@@ -22,7 +22,7 @@ M = TypeVar("M", bound=Model)
 
 
 class Conflict(Exception):
-    """The object's own state forbids it: already revoked, taken, or defined elsewhere. The message is for the caller."""
+    """The object's own state forbids it: already revoked, taken, defined elsewhere. The message is for the caller."""
 
 
 class Reach(StrEnum):
@@ -84,7 +84,7 @@ _READ_ALL = {"read": _ALL}
 
 
 def _write(grant: Grant, resource: str) -> dict[str, Grant]:
-    return {action: grant for action in ACTIONS[resource]}
+    return dict.fromkeys(ACTIONS[resource], grant)
 
 
 MATRIX: Mapping[Role, Mapping[str, Mapping[str, Grant]]] = MappingProxyType(
@@ -176,7 +176,9 @@ def allowed_fields(actor: Actor, resource: str, action: str) -> frozenset[str] |
 def require(actor: Actor, resource: str, action: str) -> None:
     """Raise `PermissionDenied` where the action reaches nothing at all."""
     if reach(actor, resource, action) is Reach.NONE:
-        raise PermissionDenied(f"The role {role(actor).value} may not {action.replace('_', ' ')} {resource.replace('_', ' ')}.")
+        raise PermissionDenied(
+            f"The role {role(actor).value} may not {action.replace('_', ' ')} {resource.replace('_', ' ')}."
+        )
 
 
 def require_fields(actor: Actor, resource: str, action: str, names: Iterable[str]) -> None:

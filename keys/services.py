@@ -230,8 +230,9 @@ def _no_freer(actor: Actor, user: User | None, expires_at: datetime | None) -> t
     limits: dict[str, Any] = {name: _loosest([getattr(row, name) for row in held]) for name in policy.RATE_FIELDS}
     for name, attribute in (("monthly_quota_dollars", "limit_usd"), ("monthly_quota_tokens", "limit_tokens")):
         limits[name] = _loosest([getattr(quotas.get(row.pk), attribute, None) for row in held])
-    models = [row.allowed_models for row in held]
-    limits["allowed_models"] = None if None in models or not models else sorted({name for names in models for name in names})
+    models: list[list[str] | None] = [row.allowed_models for row in held]
+    named = {name for names in models if names is not None for name in names}
+    limits["allowed_models"] = sorted(named) if models and None not in models else None
     latest = _loosest([row.expires_at for row in held])
     return limits, min((end for end in (expires_at, latest) if end is not None), default=None)
 
@@ -283,7 +284,7 @@ def ensure_team(*, actor: Actor, name: str) -> Team:
 
 def ensure_user(*, actor: Actor, user_id: str, team: str | None = None) -> User:
     """The user of this id, made (in `team`) where named for the first time; an existing one stays in their team."""
-    people = User.objects.select_related("team").filter(username=user_id)
+    people: QuerySet[User] = User.objects.select_related("team").filter(username=user_id)
     return _ensure(people, lambda: create_user(actor=actor, user_id=user_id, team=team))
 
 
@@ -405,15 +406,8 @@ def act_as(*, actor: Actor, user_id: str, method: str, path: str) -> Actor:
 
 
 def _named(user_id: str) -> User:
-    return User.objects.select_related("team").filter(username=user_id).first() or User(username=user_id)
-
-
-def finish_first_password(*, actor: Actor, user: User) -> None:
-    """The person has replaced the password that they were given."""
-    with transaction.atomic():
-        user.must_change_password = False
-        user.save(update_fields=["must_change_password"])
-        audit.record(actor=actor, action="set_password", target=user, after={"must_change_password": False})
+    found: User | None = User.objects.select_related("team").filter(username=user_id).first()
+    return found if found is not None else User(username=user_id)
 
 
 def _team_of_new_user(actor: Actor, team: str | None) -> Team | None:
@@ -444,7 +438,9 @@ def _save(actor: Actor, row: Model, values: Mapping[str, Any], action: str = "up
     before = audit.state(row)
     for name, value in values.items():
         setattr(row, name, value)
-    row.clean_fields(exclude={field.name for field in row._meta.fields if field.name not in values or field.is_relation})
+    row.clean_fields(
+        exclude={field.name for field in row._meta.fields if field.name not in values or field.is_relation}
+    )
     was, now = audit.difference(before, audit.state(row))
     if now or action != "update":
         row.save(update_fields=list(values))

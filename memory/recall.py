@@ -117,12 +117,8 @@ def _chosen(newest: Iterable[_Message], sent: Counter[_Message], room: int, poli
 
 
 def _sent(body: Json) -> Counter[_Message]:
-    """What the client sent of earlier turns. A user message at the very end is the new one: it was never remembered,
-    and an old turn with the same words ("yes") is another.
-    """
-    messages = body["messages"]
-    earlier = messages[:-1] if messages[-1]["role"] == "user" else messages
-    return Counter((message["role"], _storable(_text(message))) for message in earlier)
+    """What the client sent of earlier turns. Its last message is new, even in the words of an old one ("yes")."""
+    return Counter((message["role"], _storable(_text(message))) for message in body["messages"][:-1])
 
 
 def _with_turns(request: ChatRequest, turns: list[_Message]) -> ChatRequest:

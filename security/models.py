@@ -33,7 +33,7 @@ class AuditEntry(models.Model):
         return f"{self.actor} {self.action} {self.object_type} {self.object_id}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        if self.pk is not None:
+        if not self._state.adding:
             raise TypeError("audit entries are never changed")
         super().save(*args, **{**kwargs, "force_insert": True})
 

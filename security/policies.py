@@ -1,6 +1,7 @@
 """Policies: what the screen does for whom; and the events it writes. Models, and their form on the data plane."""
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
@@ -93,6 +94,11 @@ class Policy(Versioned):
     def clean(self) -> None:
         if (self.scope == Scope.ORGANISATION) != (not self.owner):
             raise ValidationError({"owner": "A key id or team name; none for the organisation."})
+        # Validators are not asked about what is empty, whatever its type.
+        if not isinstance(self.actions, dict):
+            raise ValidationError({"actions": "An object of categories and actions."})
+        if not isinstance(self.blocked_terms, list):
+            raise ValidationError({"blocked_terms": "A list of terms."})
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Refuses a bad rule, whichever way it comes. Raises `ValidationError`."""
@@ -152,7 +158,7 @@ class ScreenPolicies(msgspec.Struct, frozen=True):
 
 def load_policies() -> ScreenPolicies:
     """Read the policies in force: for the snapshot."""
-    by_scope: dict[str, dict[str, ScreenPolicy]] = {scope: {} for scope in Scope.values}
+    by_scope: dict[str, dict[str, ScreenPolicy]] = defaultdict(dict)
     for row in Policy.objects.filter(enabled=True):
         by_scope[row.scope][row.owner] = _screen_policy(row)
     return ScreenPolicies(
@@ -165,6 +171,7 @@ def load_policies() -> ScreenPolicies:
 def _screen_policy(row: Policy) -> ScreenPolicy:
     try:
         row.clean_fields(exclude={"name", "scope", "owner"})
+        row.clean()
     except ValidationError as error:
         # Written past `save`. A policy that cannot be read refuses; the others, and the process, go on.
         log.error("policy_unreadable", policy=row.name, fields=sorted(error.message_dict))

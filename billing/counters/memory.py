@@ -1,4 +1,4 @@
-"""Budget counters of a single process. All methods run on the event loop, so a check and its reservation are one step."""
+"""Budget counters of a single process. All run on the event loop, so a check and its reservation are one step."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,7 +27,9 @@ SpentSince = Callable[[str, str, datetime, datetime | None], tuple[Decimal, int]
 class _Counter:
     """One budget in one period."""
 
-    __slots__ = ("loaded", "owner", "reserved_tokens", "reserved_usd", "start", "tokens", "until", "usd")
+    __slots__ = (
+        "failed", "loaded", "owner", "ready", "reserved_tokens", "reserved_usd", "start", "tokens", "until", "usd",
+    )  # fmt: skip
 
     def __init__(self, owner: tuple[str, str], start: datetime, until: datetime | None, loaded: "asyncio.Future[None]"):
         self.owner = owner
@@ -36,6 +38,7 @@ class _Counter:
         self.usd = self.reserved_usd = ZERO
         self.tokens = self.reserved_tokens = 0
         self.loaded = loaded
+        self.ready = self.failed = False
 
     def covers(self, at: datetime) -> bool:
         return self.start <= at and (self.until is None or at < self.until)
@@ -106,18 +109,17 @@ class MemoryCounters:
         """Nothing is open."""
 
     async def _counters(self, terms: tuple[BudgetTerms, ...], at: datetime) -> list[_Counter]:
-        found = [self._counter(budget, at) for budget in terms]
-        for counter in found:
-            if not counter.loaded.done():
+        found = []
+        for budget in terms:
+            counter = self._by_budget.get(budget.id)
+            if counter is None or not counter.covers(at) or counter.failed:
+                counter = self._new_counter(budget, counter, at)
+            if not counter.ready:
                 await asyncio.shield(counter.loaded)
-            elif counter.loaded.exception() is not None:
-                raise GuardUnavailable("The budget cannot be checked at the moment.", retry_after=5)
+            found.append(counter)
         return found
 
-    def _counter(self, budget: BudgetTerms, at: datetime) -> _Counter:
-        counter = self._by_budget.get(budget.id)
-        if counter is not None and counter.covers(at) and not _failed(counter):
-            return counter
+    def _new_counter(self, budget: BudgetTerms, counter: _Counter | None, at: datetime) -> _Counter:
         if counter is not None:
             self._by_owner[counter.owner].discard(counter)
         start, until = bounds(budget.period, budget.tz, at)
@@ -153,16 +155,14 @@ class MemoryCounters:
         )
 
 
-def _failed(counter: _Counter) -> bool:
-    return counter.loaded.done() and counter.loaded.exception() is not None
-
-
 def _add(counter: _Counter, usd: Decimal, tokens: int) -> None:
     counter.usd += usd
     counter.tokens += tokens
+    counter.ready = True
     counter.loaded.set_result(None)
 
 
 def _fail(counter: _Counter) -> None:
+    counter.failed = True
     counter.loaded.set_exception(GuardUnavailable("The budget cannot be checked at the moment.", retry_after=5))
     counter.loaded.exception()  # seen: nobody may be waiting

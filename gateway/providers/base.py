@@ -8,8 +8,7 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import aiohttp
 import msgspec
@@ -17,7 +16,7 @@ from yarl import URL
 
 from gateway import outbound
 from gateway.errors import InvalidRequest, StreamCut, UpstreamCredentialsRejected, UpstreamError, UpstreamTimeout
-from gateway.types import ChatRequest, Deployment, Json, ProviderConfig, Usage
+from gateway.types import ChatRequest, Deployment, ProviderConfig, Usage
 
 _LONGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer
 _LONGEST_ERROR = 64 * 1024
@@ -88,7 +87,7 @@ class Provider(ABC):
         generator drops the upstream's connection.
         """
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027  # a vendor without connections has nothing to close
         """Let go of connections."""
 
 
@@ -121,8 +120,11 @@ class HttpProvider(Provider):
         """What turns one stream's bytes into events."""
 
     async def complete(self, request: ChatRequest, deployment: Deployment) -> Completion:
-        async with self._post(request, deployment) as response:
+        response = await self._post(request, deployment)
+        try:
             body = await self._whole(response, _LONGEST_ANSWER)
+        finally:
+            _let_go(response)
         try:
             return self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -130,14 +132,30 @@ class HttpProvider(Provider):
 
     async def stream(self, request: ChatRequest, deployment: Deployment) -> AsyncGenerator[list[StreamEvent], None]:
         reader = self.reader()
-        async with self._post(request, deployment) as response:
-            async for chunk in self._chunks(response):
+        response = await self._post(request, deployment)
+        if response.connection is not None and response.connection.protocol is not None:
+            # The headers are here: from now on the idle timeout counts, not aiohttp's for the first byte.
+            response.connection.protocol.read_timeout = None
+        timer = _IdleTimer(self.config.idle_timeout, response)
+        content = response.content
+        try:
+            while not reader.done:
+                timer.reading()
+                chunk = await content.readany()
+                timer.paused()
+                if not chunk:
+                    break
                 if events := reader.feed(chunk):
                     yield events
-                if reader.done:
-                    return
-            if events := reader.end():
+            if not reader.done and (events := reader.end()):
                 yield events
+        except (aiohttp.ClientError, OSError):
+            if timer.stalled:
+                raise UpstreamTimeout("The provider's stream stalled.", upstream_status=200) from None
+            raise StreamCut("The provider's stream broke off.", upstream_status=200) from None
+        finally:
+            timer.stop()
+            _let_go(response)
         if not reader.done:
             raise StreamCut("The provider's stream ended before it was complete.", upstream_status=200)
 
@@ -146,81 +164,60 @@ class HttpProvider(Provider):
             await self._session.close()
             self._session = None
 
-    @asynccontextmanager
-    async def _post(self, request: ChatRequest, deployment: Deployment) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """Send, and hand over the response once its headers say 200. Whatever is not read is dropped."""
+    async def _post(self, request: ChatRequest, deployment: Deployment) -> aiohttp.ClientResponse:
+        """Send, and return the response once its headers say 200; the caller lets go of it."""
         data = self.encode(request, deployment)
         try:
-            async with asyncio.timeout(self.config.first_byte_timeout):
-                response = await self.session.post(self._url, data=data, headers=self._headers, allow_redirects=False)
+            response = await self.session.post(self._url, data=data, headers=self._headers, allow_redirects=False)
         except TimeoutError:
             raise UpstreamTimeout("The provider did not answer in time.") from None
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(_unreachable(error)) from None
-        complete = False
+        if response.status == 200:
+            return response
         try:
-            if response.status != 200:
-                raise await self._refusal(response)
-            yield response
-            complete = response.content.at_eof()
+            raise await self._refusal(response)
         finally:
-            # A connection whose answer was not read to its end cannot be used again: closing it tells the upstream.
-            if complete:
-                response.release()
-            else:
-                response.close()
+            _let_go(response)
 
     @property
     def session(self) -> aiohttp.ClientSession:
         """The provider's own pool of connections, made on the running loop."""
         if self._session is None:
-            connector = outbound.connector(
-                trusted_network=self.config.trusted_network, limit=0, keepalive_timeout=60.0
-            )
+            connector = outbound.connector(trusted_network=self.config.trusted_network, limit=0, keepalive_timeout=60.0)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
                 timeout=aiohttp.ClientTimeout(
-                    total=None, connect=None, sock_connect=self.config.connect_timeout, sock_read=None
+                    total=None,
+                    connect=None,
+                    sock_connect=self.config.connect_timeout,
+                    sock_read=self.config.first_byte_timeout,
                 ),
                 read_bufsize=2**17,
             )
         return self._session
 
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-        timer = _IdleTimer(self.config.idle_timeout, response)
-        content = response.content
+    async def _whole(self, response: aiohttp.ClientResponse, longest: int) -> bytes:
+        """A body that is not streamed, within the first-byte timeout from here and up to `longest` bytes."""
+        chunks, size = [], 0
+        timer = _IdleTimer(self.config.first_byte_timeout, response)
+        timer.reading()
         try:
-            while True:
-                timer.reading()
-                chunk = await content.readany()
-                timer.paused()
-                if not chunk:
-                    return
-                yield chunk
-        except (aiohttp.ClientError, OSError):
-            if timer.stalled:
-                raise UpstreamTimeout("The provider's stream stalled.", upstream_status=200) from None
-            raise StreamCut("The provider's stream broke off.", upstream_status=200) from None
+            while chunk := await response.content.readany():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > longest:
+                    raise UpstreamError("The provider's answer was too long.", upstream_status=response.status)
+        except (aiohttp.ClientError, OSError) as error:
+            if timer.stalled or isinstance(error, TimeoutError):
+                raise UpstreamTimeout("The provider did not finish in time.", upstream_status=response.status) from None
+            raise UpstreamError("The provider's answer broke off.", upstream_status=response.status) from None
         finally:
             timer.stop()
-
-    async def _whole(self, response: aiohttp.ClientResponse, longest: int) -> bytes:
-        chunks, size = [], 0
-        try:
-            async with asyncio.timeout(self.config.first_byte_timeout):
-                while chunk := await response.content.readany():
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > longest:
-                        raise UpstreamError("The provider's answer was too long.", upstream_status=response.status)
-        except TimeoutError:
-            raise UpstreamTimeout("The provider did not finish in time.", upstream_status=response.status) from None
-        except (aiohttp.ClientError, OSError):
-            raise UpstreamError("The provider's answer broke off.", upstream_status=response.status) from None
-        return b"".join(chunks)
+        return b"".join(chunks) if len(chunks) != 1 else chunks[0]
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> InvalidRequest | UpstreamError:
         """What a status other than 200 means for the client."""
@@ -257,6 +254,14 @@ class HttpProvider(Provider):
             text = text.replace(value.removeprefix("Bearer "), "[removed]")
         text = _SECRET.sub("[removed]", text)
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MESSAGE]
+
+
+def _let_go(response: aiohttp.ClientResponse) -> None:
+    """Back into the pool, or closed where it was not read to its end: closing tells the upstream to stop."""
+    if response.content.at_eof():
+        response.release()
+    else:
+        response.close()
 
 
 class _IdleTimer:
@@ -319,7 +324,7 @@ class UpstreamMessage(msgspec.Struct, frozen=True):
 _SHARED_CODES = frozenset({"context_length_exceeded", "unsupported_parameter"})
 
 
-def _message_of(error: Json | str) -> UpstreamMessage:
+def _message_of(error: Any) -> UpstreamMessage:
     if not isinstance(error, dict):
         return UpstreamMessage(error if isinstance(error, str) else "", None, None)
     message, param, code = error.get("message"), error.get("param"), error.get("code")
@@ -330,15 +335,13 @@ def _message_of(error: Json | str) -> UpstreamMessage:
     )
 
 
-def stream_error(error: Json | str, cleaned: "HttpProvider") -> UpstreamError:
+def stream_error(error: Any, cleaned: "HttpProvider") -> UpstreamError:
     """An error event inside a stream."""
     message = cleaned._cleaned(_message_of(error).message)
     return UpstreamError(f"The provider broke off the stream{': ' + message if message else '.'}", upstream_status=200)
 
 
 def _unreachable(error: Exception) -> str:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "The provider could not be reached in time."
     if isinstance(error, aiohttp.ClientConnectorError):
         return "The provider could not be reached."
     return "The connection to the provider failed."

@@ -25,7 +25,7 @@ class Vendor(Provider):
     price_book = "demo"
 
     async def complete(self, request: ChatRequest, deployment: Deployment) -> Completion:
-        text, finish, usage = _answer(request)
+        text, finish, usage = await _answered(request)
         message = {"role": "assistant", "content": text, "refusal": None}
         choices = [
             {"index": i, "message": message, "finish_reason": finish, "logprobs": None} for i in range(request.n)
@@ -34,7 +34,7 @@ class Vendor(Provider):
         return Completion(_encode(body), usage, text * request.n, MODEL, None, finish)
 
     async def stream(self, request: ChatRequest, deployment: Deployment) -> AsyncGenerator[list[StreamEvent], None]:
-        text, finish, usage = _answer(request)
+        text, finish, usage = await _answered(request)
         head = _head("chat.completion.chunk")
         indices = range(request.n)
         yield [_event(head, i, {"role": "assistant", "content": ""}) for i in indices]
@@ -44,6 +44,11 @@ class Vendor(Provider):
         yield [_event(head, i, {}, finish=finish) for i in indices]
         data = _encode({**head, "choices": [], "usage": _wire(usage)})
         yield [StreamEvent(data, usage=usage, usage_only=True, served_model=MODEL)]
+
+
+async def _answered(request: ChatRequest) -> tuple[str, str, Usage]:
+    """`_answer`, the first time on a thread: loading the tokenizer takes a moment."""
+    return _answer(request) if tokens.ready(MODEL) else await asyncio.to_thread(_answer, request)
 
 
 def _answer(request: ChatRequest) -> tuple[str, str, Usage]:
@@ -70,7 +75,7 @@ def _last_user_text(messages: Any) -> str:
             content = message.get("content")
             if isinstance(content, str):
                 return content[:2000]
-            return " ".join(part.get("text", "") for part in content or [] if part.get("type") == "text")[:2000]
+            return " ".join(part.get("text") or "" for part in content or [] if part.get("type") == "text")[:2000]
     return ""
 
 
@@ -82,9 +87,7 @@ def _head(kind: str) -> Json:
 def _event(head: Json, index: int, delta: Json, *, text: str = "", finish: str | None = None) -> StreamEvent:
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
     data = _encode({**head, "choices": [choice], "usage": None})
-    return StreamEvent(
-        data, text=text, content=bool(text), finish_reason=finish, null_usage=True, served_model=MODEL
-    )
+    return StreamEvent(data, text=text, content=bool(text), finish_reason=finish, null_usage=True, served_model=MODEL)
 
 
 def _wire(usage: Usage) -> Json:

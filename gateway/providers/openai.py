@@ -60,7 +60,7 @@ class _Choice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_StreamChoice] | None = None
     model: str | None = None
-    usage: _Usage | None | msgspec.UnsetType = msgspec.UNSET
+    usage: _Usage | msgspec.UnsetType | None = msgspec.UNSET
     service_tier: str | None = None
     error: Any = None
 
@@ -147,7 +147,7 @@ class Reader(StreamReader):
         try:
             chunk = _chunks.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise StreamCut("The provider sent an event that is no JSON of a chat chunk.", upstream_status=200) from None
+            raise StreamCut("The provider sent an event that is no chat chunk.", upstream_status=200) from None
         if chunk.error is not None:
             raise stream_error(chunk.error, self._provider)
         text = finish = None
@@ -165,7 +165,7 @@ class Reader(StreamReader):
             text=text or "",
             content=bool(text),
             finish_reason=finish,
-            usage=_usage(usage),  # type: ignore[arg-type]  # UNSET is ruled out above
+            usage=_usage(usage),
             usage_only=usage is not None and not chunk.choices,
             null_usage=chunk.usage is None,
             served_model=chunk.model,

@@ -116,7 +116,7 @@ def _touch(key: VirtualKey) -> None:
         VirtualKey.objects.filter(pk=key.pk).update_quietly(last_used=now)
 
 
-class KeyScheme(OpenApiAuthenticationExtension):
+class KeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """How the OpenAPI document describes it."""
 
     target_class = KeyAuthentication
@@ -126,7 +126,7 @@ class KeyScheme(OpenApiAuthenticationExtension):
         return {"type": "http", "scheme": "bearer", "description": "A virtual key, `sk-ailb_…`."}
 
 
-class SessionScheme(OpenApiAuthenticationExtension):
+class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     target_class = ConsoleSession
     name = "consoleSession"
 

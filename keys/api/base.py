@@ -5,7 +5,7 @@ refused before anything is read. In a view, `request.auth` is the `keys.actors.A
 `request.user` is the console's `User` or a `KeyPrincipal`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -13,7 +13,7 @@ from django.conf import settings
 from django.http import Http404, HttpRequest
 from rest_framework.exceptions import ParseError, ValidationError
 from rest_framework.negotiation import BaseContentNegotiation
-from rest_framework.parsers import JSONParser
+from rest_framework.parsers import BaseParser, JSONParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -34,9 +34,7 @@ class StrictJSONParser(JSONParser):
     integers are a defect of ours.
     """
 
-    def parse(
-        self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
-    ) -> Any:
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None) -> Any:
         most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         body = stream.read(most + 1)
         if len(body) > most:
@@ -50,14 +48,15 @@ class StrictJSONParser(JSONParser):
 class AlwaysJson(BaseContentNegotiation):
     """There is one representation, whatever `Accept` or `?format=` says: no 406, no 404 for a format."""
 
-    def select_parser(self, request: Request, parsers: Sequence[Any]) -> Any:
+    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> Any:
         wanted = request.content_type.partition(";")[0].strip().lower()
         return next((parser for parser in parsers if parser.media_type == wanted), None)
 
     def select_renderer(
-        self, request: Request, renderers: Sequence[BaseRenderer], format_suffix: str | None = None
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        return renderers[0], renderers[0].media_type or ""
+        renderer = next(iter(renderers))
+        return renderer, renderer.media_type or ""
 
 
 class View(APIView):
@@ -65,16 +64,13 @@ class View(APIView):
 
     parser_classes = [StrictJSONParser]
     content_negotiation_class = AlwaysJson
-    metadata_class = None  # type: ignore[assignment]  # DRF: OPTIONS is then 405
-
-    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
-        _state_length(request)
-        return super().initialize_request(request, *args, **kwargs)
+    http_method_names = [method.lower() for method in (*ACTIONS, "PUT")]  # without OPTIONS and TRACE
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         if any("\0" in value for value in kwargs.values() if isinstance(value, str)):
             raise Http404  # nothing has such a name, and PostgreSQL does not even take the question
+        _state_length(request._request)
         length = request.META.get("CONTENT_LENGTH") or "0"
         if length.isdecimal() and int(length) > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
             raise RequestTooLarge("The request body is larger than 20 MiB.")
@@ -102,7 +98,8 @@ class ApiView(View):
     def check_permissions(self, request: Request) -> None:
         super().check_permissions(request)
         method = str(request.method)
-        if hasattr(self, method.lower()):
+        # A method that the view serves without naming its action is a defect: a KeyError, not an open door.
+        if method.lower() in self.http_method_names and hasattr(self, method.lower()):
             policy.require(actor_of(request), self.resource, self.actions[method])
 
 
@@ -134,6 +131,13 @@ def page(rows: Any, query: Mapping[str, Any]) -> list[Any]:
 def paged(name: str, shown: Any, total: int, query: Mapping[str, Any]) -> Response:
     """A list as `/api` answers it."""
     return Response({name: shown, "total": total, "limit": query["limit"], "offset": query["offset"]})
+
+
+def next_page(request: Request, cursor: str) -> str:
+    """The path of the page that `cursor` begins, with the same filters."""
+    query = request.query_params.copy()
+    query["cursor"] = cursor
+    return f"{request.path}?{query.urlencode()}"
 
 
 def _state_length(request: HttpRequest) -> None:

@@ -150,10 +150,3 @@ def limit(maximum: int = MAX_BIGINT, **options: Any) -> Integer:
 def names(*, most: int, length: int, **options: Any) -> serializers.ListField:
     """A list of short strings."""
     return serializers.ListField(child=Name(max_length=length), max_length=most, required=False, **options)
-
-
-class PageQuery(serializers.Serializer[Any]):
-    """`limit` and `offset` of a list."""
-
-    limit = serializers.IntegerField(min_value=1, max_value=1000, default=50)
-    offset = serializers.IntegerField(min_value=0, max_value=MAX_INTEGER, default=0)

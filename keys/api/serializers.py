@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from gateway.types import Role
 from keys.api import fields
-from keys.api.fields import Boolean, Dollars, Integer, Metadata, Name, StrictSerializer, Text
+from keys.api.fields import Boolean, Dollars, Integer, Metadata, Name, StrictSerializer
+from keys.api.queries import PageQuery
 from keys.models import KeyStatus
 from keys.services import MAX_GRACE
 
@@ -15,13 +17,18 @@ KEY_ROLES = [Role.MEMBER.value, Role.ADMIN.value]
 """What a key may be: an admin's, or its user's own. A finance or viewer key would promise what no key does."""
 
 
+@extend_schema_field({"type": "string", "pattern": f"^({'|'.join(KEY_ROLES)})$", "default": Role.MEMBER.value})
+class KeyRole(serializers.ChoiceField):
+    """Described by a pattern: as an enum it would clash with the name of a person's roles."""
+
+
 class NewKey(StrictSerializer):
     """`POST` and `PATCH` of a key. Omitted or null limits: none."""
 
     name = Name(max_length=200)
     user_id = Name(max_length=200, required=False, allow_null=True)
     team = Name(max_length=200, required=False, allow_null=True)
-    role = serializers.ChoiceField(KEY_ROLES, required=False)
+    role = KeyRole(KEY_ROLES, required=False)
     monthly_quota_dollars = Dollars(required=False, allow_null=True)
     monthly_quota_tokens = Integer(min_value=0, max_value=fields.MAX_BIGINT, required=False, allow_null=True)
     rate_limit_rpm = fields.limit()
@@ -46,12 +53,8 @@ class Rotation(StrictSerializer):
     )
 
 
-class KeyQuery(fields.PageQuery, StrictSerializer):
+class KeyQuery(PageQuery):
     status = serializers.ChoiceField(KeyStatus.choices, required=False)
-
-
-class ListQuery(fields.PageQuery, StrictSerializer):
-    """A list without filters."""
 
 
 class KeyUsage(serializers.Serializer[Any]):
@@ -78,9 +81,7 @@ class KeyData(serializers.Serializer[Any]):
     rate_limit_rpm = serializers.IntegerField(source="key.rate_limit_rpm", allow_null=True)
     rate_limit_tpm = serializers.IntegerField(source="key.rate_limit_tpm", allow_null=True)
     max_parallel = serializers.IntegerField(source="key.max_parallel", allow_null=True)
-    allowed_models = serializers.ListField(
-        source="key.allowed_models", child=serializers.CharField(), allow_null=True
-    )
+    allowed_models = serializers.ListField(source="key.allowed_models", child=serializers.CharField(), allow_null=True)
     expires_at = serializers.DateTimeField(source="key.expires_at", allow_null=True)
     revoked_at = serializers.DateTimeField(source="key.revoked_at", allow_null=True)
     previous_until = serializers.DateTimeField(
@@ -195,8 +196,6 @@ class Problem(serializers.Serializer[Any]):
     detail = serializers.CharField()
     type = serializers.CharField()
     status_code = serializers.IntegerField()
-    errors = serializers.DictField(
+    errors = serializers.DictField(  # type: ignore[assignment]  # a field, which DRF takes off the class
         child=serializers.ListField(child=serializers.CharField()), required=False, help_text="By field, on 400."
     )
-
-

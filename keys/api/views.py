@@ -12,6 +12,7 @@ from billing import selectors as billing
 from keys import selectors, services
 from keys.api import serializers
 from keys.api.base import ApiView, actor_of, checked, checked_query, page, paged
+from keys.api.queries import PageQuery
 from keys.models import VirtualKey
 from keys.selectors import KeyRow
 
@@ -95,10 +96,10 @@ class KeyRotateView(ApiView):
 class UsersView(ApiView):
     resource = "people"
 
-    @extend_schema(parameters=[serializers.ListQuery], responses=serializers.UserList, operation_id="list_users")
+    @extend_schema(parameters=[PageQuery], responses=serializers.UserList, operation_id="list_users")
     def get(self, request: Request) -> Response:
         """The people that the caller may see."""
-        query = checked_query(serializers.ListQuery, request)
+        query = checked_query(PageQuery, request)
         people = selectors.people(actor=actor_of(request))
         return paged("users", serializers.UserData(page(people, query), many=True).data, people.count(), query)
 
@@ -131,10 +132,10 @@ class UserView(ApiView):
 class TeamsView(ApiView):
     resource = "people"
 
-    @extend_schema(parameters=[serializers.ListQuery], responses=serializers.TeamList, operation_id="list_teams")
+    @extend_schema(parameters=[PageQuery], responses=serializers.TeamList, operation_id="list_teams")
     def get(self, request: Request) -> Response:
         """The teams that the caller may see."""
-        query = checked_query(serializers.ListQuery, request)
+        query = checked_query(PageQuery, request)
         teams = selectors.teams(actor=actor_of(request))
         return paged("teams", serializers.TeamData(page(teams, query), many=True).data, teams.count(), query)
 

@@ -6,7 +6,7 @@ A text without any of the prefixes costs one substring search for each. Every pa
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from keys.secrets import LENGTH, PREFIX, well_formed
 from security.detectors.base import Category, Hit, ScreenPolicy, Severity
@@ -14,26 +14,31 @@ from security.detectors.base import Category, Hit, ScreenPolicy, Severity
 CATEGORY: Final = Category.SECRET
 REPLACEMENT: Final = "[secret removed]"
 
-
 _SHORTEST: Final = 15  # of all that is looked for: Slack's
 
 
-def _format(prefix: str, body: str) -> tuple[str, re.Pattern[str]]:
+class _Format(NamedTuple):
+    prefix: str
+    pattern: re.Pattern[str]
+    has_digit: bool
+    """Random keys of this length do; `sk-proj-your-api-key-goes-here` does not."""
+
+
+def _format(prefix: str, body: str, *, has_digit: bool = False) -> _Format:
     """A prefix that no letter or digit precedes, unless that letter is the end of JSON's `\\n`, and its body."""
     border = rf"(?:(?<![0-9A-Za-z]{prefix})|(?<=\\[nrtbf]{prefix}))"
-    return prefix, re.compile(prefix + border + body, re.ASCII)
+    return _Format(prefix, re.compile(prefix + border + body, re.ASCII), has_digit)
 
 
-# Formats as gitleaks' and GitHub's secret scanning describe them. Each match must hold a digit: random keys of these
-# lengths do, and `sk-proj-your-api-key-goes-here` does not.
+# As gitleaks and GitHub's secret scanning describe them.
 _FORMATS: Final = (
     # Anthropic, OpenAI (projects, service accounts, admins), OpenRouter; then OpenAI's older ones and DeepSeek's.
-    _format("sk-", r"(?:(?:ant|proj|svcacct|admin|or-v1)-[\w-]{20,}+|[0-9A-Za-z]{32,}+)"),
+    _format("sk-", r"(?:(?:ant|proj|svcacct|admin|or-v1)-[\w-]{20,}+|[0-9A-Za-z]{32,}+)", has_digit=True),
     _format("AKIA", r"[0-9A-Z]{16}(?![0-9A-Za-z])"),  # AWS access key ids, long-lived
     _format("ASIA", r"[0-9A-Z]{16}(?![0-9A-Za-z])"),  # and temporary
     *(_format(f"gh{kind}_", r"[0-9A-Za-z]{36,}+") for kind in "pousr"),  # GitHub tokens
     _format("github_pat_", r"\w{40,}+"),
-    _format("xox", r"[abprs]-[0-9A-Za-z-]{10,}+"),  # Slack
+    _format("xox", r"[abprs]-[0-9A-Za-z-]{10,}+", has_digit=True),  # Slack
     _format("AIza", r"[\w-]{35}(?![\w-])"),  # Google
 )
 _VIRTUAL_KEY: Final = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{LENGTH - len(PREFIX)}}}")
@@ -58,9 +63,10 @@ def _spans(text: str) -> list[tuple[int, int]]:
     if PREFIX in text:
         # The checksum says what is one, whatever stands before or after it.
         spans += (match.span() for match in _VIRTUAL_KEY.finditer(text) if well_formed(match[0]))
-    for prefix, pattern in _FORMATS:
+    for prefix, pattern, has_digit in _FORMATS:
         if prefix in text:
-            spans += (match.span() for match in pattern.finditer(text) if _DIGIT.search(match[0]))
+            matches = pattern.finditer(text)
+            spans += (match.span() for match in matches if not has_digit or _DIGIT.search(match[0]))
     if "PRIVATE KEY" in text:
         spans += _private_keys(text)
     return spans

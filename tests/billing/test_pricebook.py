@@ -71,16 +71,17 @@ def test_a_price_applies_from_its_start_until_its_end():
 
 def test_one_book_honours_a_date_that_passes():
     """The memo answers for as long as it is right, and no longer."""
-    book = Book([row(1, effective_until=NOW), row(2, effective_from=NOW)])
+    book = Book([row(1), row(2, source="finance", effective_from=NOW, effective_until=NOW + DAY)])
     moments = [NOW - DAY, NOW, NOW + DAY, NOW - DAY]
-    assert [priced(book, at=at).id for at in moments] == [1, 2, 2, 1]
+    assert [priced(book, at=at).id for at in moments] == [1, 2, 1, 1]
 
 
 def test_one_book_honours_the_hours_of_the_day():
     night = {"daily_from": time(22), "daily_until": time(6)}
     book = Book([row(1), row(2, **night)])
-    hours = [datetime(2026, 11, 20, hour, tzinfo=UTC) for hour in (5, 6, 12, 21, 22, 23)]
-    assert [priced(book, at=at).id for at in hours] == [2, 1, 1, 1, 2, 2]
+    moments = [(20, 5), (20, 6), (20, 12), (20, 21), (20, 22), (20, 23), (21, 5), (21, 12), (22, 12)]
+    prices = [priced(book, at=datetime(2026, 11, *moment, tzinfo=UTC)).id for moment in moments]
+    assert prices == [2, 1, 1, 1, 2, 2, 2, 1, 1]
     amsterdam = datetime.fromisoformat("2026-11-20T06:30+01:00")  # 05:30 UTC
     assert priced(book, at=amsterdam).id == 2
 
@@ -110,7 +111,7 @@ PATTERN = row(5, "gpt-5", match={"starts_with": "gpt-5"})
         ([EXACT, CONFIG], 3),
         ([PATTERN, EXACT], 4),
         ([EXACT, row(9, "gpt-5", match={"starts_with": "gpt-5"}, source="finance")], 9),
-        ([row(8, effective_from=NOW - DAY), EXACT], 8),
+        ([row(0, effective_from=NOW - DAY), EXACT], 0),
         ([row(8, deployment="another"), PATTERN], 5),
         ([row(8, source="finance", effective_until=NOW), EXACT], 4),  # finance's has ended: the list's applies again
     ],

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 class Command(BaseCommand):
     help = "Run the scheduled jobs until SIGTERM, or until standard input closes."
-    requires_system_checks: list[str] = []  # noqa: RUF012
+    requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
         ending = until_parent_dies()
@@ -39,7 +39,7 @@ def run(ending: threading.Event) -> None:
         heapq.heappush(due, (time.monotonic() + JOBS[index].seconds, index))
 
 
-def _run(task: Task) -> None:
+def _run(task: "Task[Any, Any]") -> None:
     close_old_connections()
     try:
         task()

@@ -31,7 +31,7 @@ class _Server(uvicorn.Server):
 
 class Command(BaseCommand):
     help = "Run the gateway: applies migrations, then serves HTTP, gRPC and jobs until SIGTERM or Ctrl-C."
-    requires_system_checks: list[str] = []  # noqa: RUF012  # checks are for `manage.py check`; a start has its own
+    requires_system_checks: list[str] = []  # checks are for `manage.py check`; a start has its own
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--workers", type=int, default=1, help="HTTP processes; more than one needs REDIS_URL")
@@ -84,7 +84,9 @@ def _serve(options: dict[str, Any]) -> None:
     log.info("listening", host=env.HOST, port=env.HTTP_PORT, server=options["server"])
     _serving = True
     if options["server"] == "daphne":
-        _serve_with_daphne(application)
+        from ailb_project.daphne_server import run
+
+        run(application)
         return
     config = uvicorn.Config(
         application,

@@ -32,6 +32,7 @@ class TestSecrets(DetectorContract):
         "sk-" + _RANDOM[:20] + "T3Blbk" + "FJ" + _RANDOM[:20],
         "AKIA" + "Q3EGRZ7WXY2LMN4P",
         "ASIA" + "Q3EGRZ7WXY2LMN4P",
+        "AKIA" + "QTEGRZSWXYBLMNDP",  # one of thirty has no digit
         "ghp_" + (_RANDOM * 2)[:36],
         "ghs_" + (_RANDOM * 2)[:36],
         "github_" + "pat_" + (_RANDOM * 4)[:82],

@@ -1,0 +1,397 @@
+"""The Redis that gateway processes share: scripts asked of it (`SharedRedis`) and told to it (`Outbox`).
+
+Calls of one tick of the event loop go out together on one of a few connections ("lanes"), each one exchange of a
+batch of scripts and its replies: 24 µs of CPU for a call alone, 6 among eight, where redis-py's client and pool take
+55. The connections themselves are redis-py's: addresses, TLS, passwords and the wire are its work.
+
+Redis that is slow or gone costs a call at most `_CEILING` seconds; while it is gone calls fail at once, and one in a
+while goes through to see whether it is back.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import msgspec
+import structlog
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+
+log = structlog.get_logger()
+
+PREFIX = "ailb"
+"""Every key begins with it. Two installations on one server need a database number each."""
+_CEILING = 0.2  # seconds an exchange may take, connecting and one more try included
+_CONNECT = 0.1
+_LANES = 4  # exchanges under way at once: enough that none waits on a network's round trip, few enough to fill batches
+_PROBE = 0.25  # seconds between two tries while Redis is gone
+_COMPLAIN = 10.0  # seconds between two log lines about the same refusal of Redis
+_BATCH = 256  # commands of an outbox in one script: a few milliseconds of Redis's time
+_MOST_WAITING = 100_000  # commands an outbox keeps while Redis is gone, ~300 bytes each
+_BACKOFF = (0.02, 1.0)  # seconds before an outbox tries again: at first, at most
+_DRAIN = 2.0  # seconds an outbox has to empty itself at the end
+
+_encode = msgspec.json.Encoder().encode
+Orphaned = Callable[[Any], None]
+"""Told the reply that nobody waits for any more, or None where it never came."""
+
+
+class Unreachable(Exception):
+    """Redis did not answer. `sent`: it may still have done what it was asked."""
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__("sent" if sent else "not sent")
+        self.sent = sent
+
+
+class Script:
+    """Lua that runs in Redis: KEYS[1] is our prefix, KEYS[2] the prefix of this run of the server (which ends where it
+    restarts, restores an old snapshot or fails over), ARGV[1] the arguments as JSON.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest().encode()
+        self.head = b"*6\r\n$7\r\nEVALSHA\r\n" + _bulk(self.sha) + _bulk(b"2")
+
+
+def run_prefix(prefix: str, info: dict[str, Any] | bytes) -> bytes:
+    """KEYS[2], from what INFO says of the server."""
+    if isinstance(info, bytes):
+        lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+        info = {name: value for name, _, value in lines}
+    return f"{prefix}:{str(info.get('run_id', ''))[:10]}".encode()
+
+
+def _bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+class _Call:
+    """One script on its way, and who waits for it."""
+
+    __slots__ = ("_orphaned", "answered", "future", "payload", "script", "sent")
+
+    def __init__(self, script: Script, payload: bytes, future: asyncio.Future[Any], orphaned: Orphaned | None) -> None:
+        self.script = script
+        self.payload = payload
+        self.future = future
+        self._orphaned = orphaned
+        self.sent = False
+        self.answered = False
+
+    def answer(self, reply: Any) -> None:
+        self.answered = True
+        if not self.future.done():
+            self.future.set_result(reply)
+        elif self._orphaned is not None:
+            self._orphaned(reply)
+
+    def fail(self) -> None:
+        """Nothing happens where it was answered."""
+        if self.answered:
+            return
+        self.answered = True
+        if not self.future.done():
+            self.future.set_exception(Unreachable(sent=self.sent))
+        elif self._orphaned is not None and self.sent:
+            self._orphaned(None)
+
+
+class _Lane:
+    """One connection, with one exchange at a time."""
+
+    def __init__(self, pool: ConnectionPool, prefix: str, scripts: list[Script], complain: Callable[[Exception], None]):
+        self._pool = pool
+        self._prefix = prefix
+        self._scripts = scripts
+        self._complain = complain
+        self._connection: AbstractConnection | None = None
+        self._loaded = 0
+        self._keys = b""
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None and self._connection.is_connected
+
+    async def exchange(self, calls: list[_Call]) -> None:
+        """Send all, then read all replies."""
+        connection = await self._connected()
+        commands = [b"%b%b%b" % (call.script.head, self._keys, _bulk(call.payload)) for call in calls]
+        for call in calls:
+            call.sent = True
+        await connection.send_packed_command(b"".join(commands), check_health=False)
+        unknown = []
+        for call in calls:
+            try:
+                call.answer(await connection.read_response())
+            except NoScriptError:
+                unknown.append(call)
+            except ResponseError as error:
+                self._complain(error)
+                call.fail()
+        if unknown:
+            # Somebody emptied the server's memory of scripts; it refused these before doing anything.
+            self._loaded = 0
+            await self.exchange(unknown)
+
+    async def close(self) -> None:
+        connection, self._connection, self._loaded = self._connection, None, 0
+        if connection is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+
+    async def _connected(self) -> AbstractConnection:
+        if self._connection is None or not self._connection.is_connected:
+            await self.close()
+            connection = self._pool.make_connection()
+            try:
+                await connection.connect()
+                self._keys = _bulk(self._prefix.encode()) + _bulk(await self._run(connection))
+            except BaseException:
+                with contextlib.suppress(RedisError, OSError):
+                    await connection.disconnect(nowait=True)
+                raise
+            self._connection = connection
+        if self._loaded != len(self._scripts):
+            await self._load(self._connection)
+        return self._connection
+
+    async def _run(self, connection: AbstractConnection) -> bytes:
+        """Every connection asks: whoever talks to a restarted server has connected to it since."""
+        await connection.send_packed_command(b"*2\r\n" + _bulk(b"INFO") + _bulk(b"server"))
+        try:
+            return run_prefix(self._prefix, await connection.read_response(disable_decoding=True))
+        except NoPermissionError as error:
+            # Served all the same; a restart from an old snapshot then goes unnoticed.
+            self._complain(error)
+            return run_prefix(self._prefix, {})
+
+    async def _load(self, connection: AbstractConnection) -> None:
+        scripts = list(self._scripts)
+        head = b"*3\r\n" + _bulk(b"SCRIPT") + _bulk(b"LOAD")
+        await connection.send_packed_command(b"".join(head + _bulk(script.source.encode()) for script in scripts))
+        for _ in scripts:
+            await connection.read_response()
+        self._loaded = len(scripts)
+
+
+class SharedRedis:
+    """One process's way to Redis; all methods run on its event loop. `url` may carry a password: it is never logged."""
+
+    def __init__(self, url: str, *, prefix: str = PREFIX) -> None:
+        # Only a maker of connections: the lanes hold them, each for as long as it works.
+        pool: ConnectionPool = ConnectionPool.from_url(
+            url, socket_timeout=None, socket_connect_timeout=_CONNECT, driver_info=None
+        )
+        self._scripts: list[Script] = []
+        self._free = [_Lane(pool, prefix, self._scripts, self._complain) for _ in range(_LANES)]
+        self._waiting: list[_Call] = []
+        self._outboxes: list[Outbox] = []
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._down = False
+        self._next_probe = 0.0
+        self._complained: dict[str, float] = {}
+
+    def script(self, source: str) -> Script:
+        """Make a script known, so that every connection loads it."""
+        script = Script(source)
+        self._scripts.append(script)
+        return script
+
+    def call(self, script: Script, arguments: object, orphaned: Orphaned | None = None) -> asyncio.Future[Any]:
+        """Run `script`; the future is its reply, or raises `Unreachable`.
+
+        A connection that breaks under a call is tried once more, so a script may run twice: they are written so that it
+        does not matter.
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(script, _encode(arguments), loop.create_future(), orphaned)
+        if self._down and not self._may_probe():
+            call.fail()
+            return call.future
+        self._waiting.append(call)
+        self.schedule()
+        return call.future
+
+    def attach(self, outbox: "Outbox") -> None:
+        """Send what is put into `outbox`."""
+        self._outboxes.append(outbox)
+
+    def schedule(self) -> None:
+        """Send what waits at the end of this tick."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the connections; a later call opens them again."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        for lane in self._free:
+            await lane.close()
+
+    def _may_probe(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_probe:
+            return False
+        self._next_probe = now + _PROBE
+        return True
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        if not self._free:
+            return
+        calls = [call for outbox in self._outboxes if (call := outbox.next_call()) is not None]
+        calls += self._waiting
+        self._waiting = []
+        if not calls:
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(self._free.pop(), calls))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, lane: _Lane, calls: list[_Call]) -> None:
+        try:
+            async with asyncio.timeout(_CEILING):
+                await _exchange(lane, calls)
+        except (OSError, RedisError) as error:  # a timeout is an OSError too
+            await lane.close()
+            self._went_down(error)
+        else:
+            self._came_up()
+        finally:
+            for call in calls:
+                call.fail()
+            self._free.append(lane)
+            self._dispatch()
+
+    def _went_down(self, error: Exception) -> None:
+        if not self._down:
+            log.error("redis_unreachable", error=type(error).__name__)
+        self._down = True
+        self._next_probe = time.monotonic() + _PROBE
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call.fail()
+
+    def _came_up(self) -> None:
+        if self._down:
+            log.info("redis_reachable_again")
+        self._down = False
+
+    def _complain(self, error: Exception) -> None:
+        """Redis answers, with a refusal: full, read-only, a script that fails. Not a line a request."""
+        name, now = type(error).__name__, time.monotonic()
+        if now - self._complained.get(name, -math.inf) >= _COMPLAIN:
+            self._complained[name] = now
+            log.error("redis_refused", error=name)
+
+
+async def _exchange(lane: _Lane, calls: list[_Call]) -> None:
+    kept = lane.is_open
+    try:
+        await lane.exchange(calls)
+    except (OSError, RedisConnectionError):
+        if not kept:
+            raise
+        # The server may have closed a connection that lay idle, or restarted: once more on a new one.
+        await lane.close()
+        await lane.exchange([call for call in calls if not call.answered])
+
+
+class Outbox:
+    """Commands that nobody waits for: sent in order, each applied exactly once, kept while Redis is gone.
+
+    They go with the calls of the same tick, and before them: who asks after `put` sees what it did. `script` gets
+    `[process, number, [[age, *command], …]]`: `number` counts batches, and the script ignores one that is not above the
+    last it applied, so a batch whose reply was lost is safely sent again. `age` is milliseconds since `put`.
+    """
+
+    def __init__(self, client: SharedRedis, script: Script, process_id: str) -> None:
+        self._client = client
+        self._script = script
+        self._process_id = process_id
+        self._queue: deque[tuple[float, list[Any]]] = deque()
+        self._number = 0
+        self._size = 0  # of the batch that has the number; what is in it never changes
+        self._under_way = False
+        self._wait = _BACKOFF[0]
+        self._not_before = 0.0
+        self._dropped = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        client.attach(self)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was put that Redis has not confirmed."""
+        return bool(self._queue)
+
+    def put(self, command: list[Any], *, keep: bool = False) -> None:
+        """Queue a command; never waits. Where too many wait already it is dropped, unless `keep`."""
+        if not keep and len(self._queue) >= _MOST_WAITING:
+            self._dropped += 1
+            return
+        self._queue.append((time.monotonic(), command))
+        if not self._under_way:
+            self._client.schedule()
+
+    def next_call(self) -> _Call | None:
+        """The batch to send now, if there is one and none is under way."""
+        now = time.monotonic()
+        if not self._queue or self._under_way or now < self._not_before:
+            return None
+        if not self._size:
+            self._number += 1
+            self._size = min(len(self._queue), _BATCH)
+        # Rounded up: a command is never taken for younger than it is.
+        aged = [[math.ceil((now - at) * 1000), *command] for at, command in islice(self._queue, self._size)]
+        self._under_way = True
+        future = asyncio.get_running_loop().create_future()
+        future.add_done_callback(self._ended)
+        return _Call(self._script, _encode([self._process_id, self._number, aged]), future, None)
+
+    async def drained(self, within: float = _CEILING) -> bool:
+        """Wait until all that was put is applied; False where that takes longer than `within` seconds."""
+        if self._queue:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await asyncio.wait({waiter}, timeout=within)
+        return not self._queue
+
+    async def close(self) -> None:
+        """Give what waits two seconds more."""
+        if not await self.drained(_DRAIN):
+            log.error("redis_not_drained", commands=len(self._queue))
+            self._queue.clear()
+
+    def _ended(self, future: "asyncio.Future[Any]") -> None:
+        self._under_way = False
+        if future.cancelled():
+            return
+        if future.exception() is not None:
+            self._not_before = time.monotonic() + self._wait
+            asyncio.get_running_loop().call_later(self._wait, self._client.schedule)
+            self._wait = min(self._wait * 2, _BACKOFF[1])
+            return
+        for _ in range(self._size):
+            self._queue.popleft()
+        self._size, self._wait = 0, _BACKOFF[0]
+        if self._queue:
+            self._client.schedule()
+            return
+        if self._dropped:
+            log.error("redis_commands_dropped", commands=self._dropped)
+            self._dropped = 0
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -1,0 +1,46 @@
+"""Every path that Django answers. The data plane's own (`/v1/chat/completions`, `/metrics`, `/livez`, …) are taken
+before they get here: see `ailb_project.asgi`.
+"""
+
+from django.contrib import admin
+from django.urls import URLPattern, URLResolver, path, re_path
+from django.views.generic import RedirectView
+
+from billing.api import views as billing
+from gateway import api as gateway
+from gateway import openapi
+from keys.api import views as keys
+from security import api as security
+
+handler400 = "gateway.render.bad_request"
+handler403 = "gateway.render.permission_denied"
+handler404 = "gateway.render.not_found"
+handler500 = "gateway.render.server_error"
+
+# OpenAI's and Anthropic's paths that are not there yet, with whatever is below them.
+NOT_YET = (
+    "completions|responses|embeddings|messages|images|audio|files|uploads|batches|moderations|assistants|threads|"
+    "vector_stores|fine_tuning|realtime"
+)
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("", RedirectView.as_view(url="/admin/")),
+    path("admin/", admin.site.urls),
+    path("api/keys", keys.KeysView.as_view()),
+    path("api/keys/<str:key_id>", keys.KeyView.as_view()),
+    path("api/keys/<str:key_id>/rotate", keys.KeyRotateView.as_view()),
+    path("api/users", keys.UsersView.as_view()),
+    path("api/users/<path:user_id>", keys.UserView.as_view()),
+    path("api/teams", keys.TeamsView.as_view()),
+    path("api/teams/<path:name>", keys.TeamView.as_view()),
+    path("api/billing/budget", billing.BudgetsView.as_view()),
+    path("api/billing/budget/<str:key_id>", billing.KeyBudgetView.as_view()),
+    path("api/billing/budgets/<int:budget_id>", billing.BudgetView.as_view()),
+    path("api/billing/usage", billing.UsageView.as_view()),
+    path("api/audit", security.AuditView.as_view()),
+    path("api/schema", openapi.SchemaView.as_view(), name="schema"),
+    path("api/docs", openapi.DocsView.as_view(), name="docs"),
+    path("v1/models", gateway.ModelsView.as_view()),
+    path("v1/models/<path:model>", gateway.ModelView.as_view()),
+    re_path(rf"^v1/(?:{NOT_YET})(?:/.*)?\Z", gateway.NotYetView.as_view()),
+]

@@ -1,0 +1,334 @@
+# mypy: disallow-untyped-decorators=False, warn-return-any=False
+"""Providers, deployments and model groups in the console."""
+
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from django import forms
+from django.contrib import admin
+from django.db import models
+from django.http import HttpRequest
+from django.utils import timezone
+from unfold.admin import TabularInline
+from unfold.contrib.filters.admin import ChoicesDropdownFilter, RelatedDropdownFilter
+from unfold.decorators import display
+from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldBooleanSwitchWidget
+
+from ailb_project.console import READ, ConsoleAdmin, Switchable
+from gateway import providers, vault
+from gateway.models import ConfigVersion, Deployment, GatewayProcess, GroupMember, ModelGroup, Provider
+
+_PORTS = {"http": 80, "https": 443}
+_UNSEEN = {"autocomplete": "off", "spellcheck": "false", "style": "-webkit-text-security: disc", "rows": 3}
+
+
+class UnseenTextarea(UnfoldAdminTextareaWidget):
+    """Of several lines, and as a password's input: dots as it is typed, and never filled by the server."""
+
+    def __init__(self) -> None:
+        super().__init__(attrs=_UNSEEN)
+
+    def format_value(self, value: Any) -> None:
+        return None
+
+
+class ProviderForm(forms.ModelForm):
+    """A provider and its credentials, which are written and never shown."""
+
+    api_key = forms.CharField(
+        label="API key",
+        required=False,
+        strip=True,
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
+    )
+    headers = forms.CharField(label="Extra headers", required=False, widget=UnseenTextarea)
+    forget = forms.BooleanField(
+        label="Forget the stored credentials",
+        required=False,
+        widget=UnfoldBooleanSwitchWidget,
+        help_text="Those given above, if any, take their place.",
+    )
+
+    class Meta:
+        model = Provider
+        fields = (
+            "slug",
+            "kind",
+            "base_url",
+            "price_book",
+            "connect_timeout",
+            "first_byte_timeout",
+            "idle_timeout",
+            "enabled",
+        )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.stored = opened(self.instance)
+        self.base = _origin(self.instance)
+        if self.instance._state.adding:
+            self.fields.pop("forget", None)
+            self.fields["kind"].choices = [("", "Select value"), *self.fields["kind"].choices]  # type: ignore[attr-defined]
+            self.initial.setdefault("kind", "")
+        for name, text in (
+            ("api_key", ""),
+            ("headers", "One a line, a name, a colon and a value. As secret as the key."),
+        ):
+            if name in self.fields:
+                kept = f"({'set' if self.stored.get(name) else 'not set'}) Empty: as it is. "
+                self.fields[name].help_text = text if self.instance._state.adding else f"{kept}{text}"
+
+    def clean_headers(self) -> dict[str, str]:
+        headers = {}
+        for line in self.cleaned_data["headers"].splitlines():
+            name, colon, value = line.partition(":")
+            if not line.strip():
+                continue
+            if not colon or not name.strip() or not value.strip() or not (name + value).isprintable():
+                # Never the line itself: it may hold a secret, and errors are shown.
+                raise forms.ValidationError("Each line is a header's name, a colon and its value.")
+            headers[name.strip().lower()] = value.strip()
+        return headers
+
+    def clean(self) -> Any:
+        cleaned = super().clean()
+        if not self.instance._state.adding:
+            self._check_moved()
+        return cleaned
+
+    def _check_moved(self) -> None:
+        """Credentials go to the host that they were given for, and to no other."""
+        moved = Provider(
+            kind=self.cleaned_data.get("kind", self.instance.kind), base_url=self.cleaned_data.get("base_url", "")
+        )
+        if _origin(moved) == self.base or self.cleaned_data.get("forget"):
+            return
+        for name in ("api_key", "headers"):
+            if self.stored.get(name) and not self.cleaned_data.get(name):
+                self.add_error(name, "The host changes: give it again, or have it forgotten.")
+
+    @property
+    def replaces_credentials(self) -> bool:
+        given = bool(self.cleaned_data.get("api_key") or self.cleaned_data.get("headers"))
+        return given or bool(self.cleaned_data.get("forget"))
+
+    def credentials(self) -> dict[str, Any]:
+        """What is given, else what is stored."""
+        kept = {} if self.cleaned_data.get("forget") else self.stored
+        api_key = self.cleaned_data.get("api_key") or kept.get("api_key")
+        return {"api_key": api_key, "headers": self.cleaned_data.get("headers") or kept.get("headers") or {}}
+
+
+def opened(provider: Provider) -> dict[str, Any]:
+    """What is stored. Credentials that none of the keys opens are as good as set: nobody can say that they are not."""
+    try:
+        return vault.open_sealed(provider.credentials)
+    except vault.VaultError:
+        return {"api_key": None, "headers": None}
+
+
+def _origin(provider: Provider) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port that the credentials go to."""
+    base_url = provider.base_url
+    if not base_url and provider.kind in providers.kinds():
+        base_url = providers.vendor(provider.kind).default_base_url
+    try:
+        parts = urlsplit(base_url)
+        return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return "", None, None  # no URL: its own validation says so
+
+
+@admin.register(Provider)
+class ProviderAdmin(Switchable):
+    resource = "providers"
+    fixed = ("slug",)
+    form = ProviderForm
+    list_display = ("slug", "kind", "base_url", "has_credentials", "enabled", "models", "defined_by")
+    list_filter = ("enabled", ("kind", ChoicesDropdownFilter))
+    search_fields = ("slug", "base_url")
+    ordering = ("slug",)
+    readonly_fields = ("created_at",)
+    add_fieldsets = (
+        (None, {"fields": ("slug", "kind", "base_url", "enabled")}),
+        ("Credentials", {"fields": ("api_key", "headers")}),
+        (
+            "More",
+            {
+                "classes": ("collapse",),
+                "fields": ("price_book", ("connect_timeout", "first_byte_timeout", "idle_timeout")),
+            },
+        ),
+    )
+    fieldsets = (
+        (None, {"fields": ("slug", "kind", "base_url", "enabled")}),
+        ("Credentials", {"fields": ("api_key", "headers", "forget")}),
+        (
+            "More",
+            {
+                "classes": ("collapse",),
+                "fields": ("price_book", ("connect_timeout", "first_byte_timeout", "idle_timeout"), "created_at"),
+            },
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).annotate(number_of_models=models.Count("deployments"))
+
+    @display(description="credentials", boolean=True)
+    def has_credentials(self, provider: Provider) -> bool:
+        return bool(provider.credentials)
+
+    @display(description="deployments", ordering="number_of_models")
+    def models(self, provider: Any) -> int:
+        return int(provider.number_of_models)
+
+    @display(description="defined by", ordering="managed_by")
+    def defined_by(self, provider: Provider) -> str:
+        return provider.managed_by or "-"
+
+    @display(description="API key")
+    def api_key(self, provider: Provider) -> str:
+        return "(set)" if opened(provider).get("api_key") else "(not set)"
+
+    @display(description="extra headers")
+    def headers(self, provider: Provider) -> str:
+        return "(set)" if opened(provider).get("headers") else "(not set)"
+
+    @display(description="forget")
+    def forget(self, provider: Provider) -> str:
+        return "-"
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        if obj is None or self.has_change_permission(request, obj):
+            return fieldsets
+        return [
+            (title, {**told, "fields": [name for name in told["fields"] if name != "forget"]})
+            for title, told in fieldsets
+        ]
+
+    def write(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if form.replaces_credentials:
+            told = form.credentials()
+            if any(told.values()):
+                obj.set_credentials(**told)
+            else:
+                obj.credentials = ""
+        super().write(request, obj, form, change)
+
+    def audited_notes(self, form: Any) -> dict[str, Any]:
+        """Secrets look alike in the log: that they were replaced shows as this."""
+        replaced = form.replaces_credentials and form.instance.credentials
+        return {"credentials": "(replaced)"} if replaced and form.was else {}
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(Switchable):
+    resource = "routing"
+    list_display = ("name", "provider", "upstream_model", "weight", "priority", "strategy", "enabled", "defined_by")
+    list_filter = (("provider", RelatedDropdownFilter), "enabled", ("strategy", ChoicesDropdownFilter))
+    list_select_related = ("provider",)
+    search_fields = ("name", "upstream_model", "provider__slug")
+    autocomplete_fields = ("provider",)
+    ordering = ("name",)
+    readonly_fields = ("created_at",)
+    fieldsets = (
+        (None, {"fields": ("name", ("provider", "upstream_model"), "enabled")}),
+        ("Routing", {"fields": (("weight", "priority"), "strategy")}),
+        ("What it can do", {"fields": (("context_window", "max_output"), "created_at")}),
+    )
+
+    @display(description="defined by", ordering="managed_by")
+    def defined_by(self, deployment: Deployment) -> str:
+        return deployment.managed_by or "-"
+
+
+class MembersInline(TabularInline):
+    """Who may change the group may change its members."""
+
+    model = GroupMember
+    fields = ("position", "deployment")
+    autocomplete_fields = ("deployment",)
+    ordering = ("position", "id")
+    extra = 0
+    verbose_name = "member"
+    verbose_name_plural = "members, in the order in which failover tries them"
+
+    def _may_change(self, request: HttpRequest, group: Any) -> bool:
+        parent: Any = self.admin_site._registry[ModelGroup]
+        return bool(
+            parent.has_add_permission(request) if group is None else parent.has_change_permission(request, group)
+        )
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(self.admin_site._registry[ModelGroup].has_view_permission(request, obj))
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._may_change(request, obj)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._may_change(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._may_change(request, obj)
+
+
+@admin.register(ModelGroup)
+class ModelGroupAdmin(ConsoleAdmin):
+    resource = "routing"
+    list_display = ("name", "strategy", "members", "defined_by")
+    list_filter = (("strategy", ChoicesDropdownFilter),)
+    search_fields = ("name", "deployments__name")
+    ordering = ("name",)
+    readonly_fields = ("created_at",)
+    inlines = (MembersInline,)
+    fieldsets = ((None, {"fields": ("name", "strategy", "created_at")}),)
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).prefetch_related("members__deployment")
+
+    @display(description="members")
+    def members(self, group: Any) -> str:
+        return ", ".join(member.deployment.name for member in group.members.all()) or "-"
+
+    @display(description="defined by", ordering="managed_by")
+    def defined_by(self, group: ModelGroup) -> str:
+        return group.managed_by or "-"
+
+    def audited_state(self, obj: Any) -> dict[str, Any]:
+        """With its members, which are rows of their own."""
+        return super().audited_state(obj) | {"members": _member_names(obj)}
+
+
+def _member_names(group: Any) -> list[str]:
+    rows: Iterable[str] = (
+        GroupMember.objects.filter(group=group).order_by("position", "id").values_list("deployment__name", flat=True)
+    )
+    return list(rows)
+
+
+@admin.register(GatewayProcess)
+class GatewayProcessAdmin(ConsoleAdmin):
+    resource = "providers"
+    ways = READ
+    list_display = ("host", "pid", "started_at", "heartbeat", "stopped_at", "swept_at")
+    search_fields = ("host", "id__exact")
+    ordering = ("-started_at",)
+    fieldsets = (
+        (None, {"fields": (("host", "pid"), "id", ("started_at", "heartbeat_at"), ("stopped_at", "swept_at"))}),
+    )
+
+    @display(description="last heard of", ordering="heartbeat_at")
+    def heartbeat(self, process: GatewayProcess) -> str:
+        seconds = int((timezone.now() - process.heartbeat_at).total_seconds())
+        return f"{seconds} s ago" if seconds < 120 else f"{process.heartbeat_at:%Y-%m-%d %H:%M:%S}"
+
+
+@admin.register(ConfigVersion)
+class ConfigVersionAdmin(ConsoleAdmin):
+    resource = "providers"
+    ways = READ
+    list_display = ("section", "number")
+    fieldsets = ((None, {"fields": ("section", "number")}),)

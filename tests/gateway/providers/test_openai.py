@@ -1,0 +1,167 @@
+"""The OpenAI dialect: what it sends, what it makes of what comes."""
+
+import asyncio
+import json
+
+import msgspec
+import pytest
+
+from gateway.errors import InvalidRequest, StreamCut, UpstreamCredentialsRejected, UpstreamError, UpstreamTimeout
+from gateway.providers import vendor
+from gateway.types import Usage
+from tests.gateway.providers.contract import KEY, ProviderContract, asked, configured, deployed, gathered
+from tests.support.upstream import DONE, USAGE, answers, delta, drops, hangs, refuses, says, sends
+
+
+class TestOpenAI(ProviderContract):
+    kind = "openai"
+
+    def prepare(self, upstream):
+        upstream.always(says("Hello", " there", "."))
+
+    async def test_the_upstreams_model_is_asked_for(self, provider, deployment, upstream):
+        await provider.complete(asked(), deployment)
+        assert upstream.only.body["model"] == "gpt-upstream"
+        assert upstream.only.headers["authorization"] == f"Bearer {KEY}"
+
+    async def test_the_request_is_not_changed(self, provider, deployment):
+        request = asked(True, temperature=0.5)
+        before = json.dumps(request.body)
+        await gathered(provider, request, deployment)
+        assert json.dumps(request.body) == before
+
+    async def test_connections_are_used_again(self, provider, deployment, upstream):
+        for _ in range(3):
+            await provider.complete(asked(), deployment)
+            await gathered(provider, asked(True), deployment)
+        assert len(upstream._connections) == 1
+
+    async def test_a_stream_that_is_left_drops_its_connection(self, provider, deployment, upstream):
+        upstream.will(sends(delta("Hi"), end="stall"))
+        source = provider.stream(asked(True), deployment)
+        await anext(source)
+        await source.aclose()
+        assert await asyncio.to_thread(upstream.only.was_dropped)
+
+    async def test_compressed_answers_are_not_asked_for(self, provider, deployment, upstream):
+        await provider.complete(asked(), deployment)
+        assert upstream.only.headers["accept-encoding"] == "identity"
+
+
+@pytest.fixture
+async def provider(upstream):
+    provider = vendor("openai")(configured("openai", upstream.url, first_byte_timeout=0.5, idle_timeout=0.3))
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+def deployment(provider):
+    return deployed(provider.config)
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("told", "usage"),
+        [
+            (USAGE, Usage(11, 4)),
+            ({"prompt_tokens": 5}, Usage(5, 0)),
+            ({"prompt_tokens": 5, "completion_tokens": None}, Usage(5, 0)),
+            ({"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None}, Usage(5, 2)),
+            (
+                {
+                    "prompt_tokens": 9,
+                    "completion_tokens": 8,
+                    "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3, "audio_tokens": 2, "image_tokens": 1},
+                    "completion_tokens_details": {"reasoning_tokens": 5, "audio_tokens": 1, "accepted_prediction_tokens": 9},
+                },
+                Usage(9, 8, cached_tokens=4, cache_write_tokens=3, reasoning_tokens=5, audio_prompt_tokens=2, audio_completion_tokens=1),
+            ),
+            ({}, None),
+            (None, None),
+            ({"completion_tokens": 4}, None),
+        ],
+    )
+    async def test_it_is_read(self, provider, deployment, upstream, told, usage):
+        upstream.always(says(usage=told))
+        assert (await provider.complete(asked(), deployment)).usage == usage
+        events = await gathered(provider, asked(True), deployment)
+        assert next((event.usage for event in events if event.usage), None) == usage
+
+
+class TestErrors:
+    """Raised by plain calls and by streams alike."""
+
+    async def raised(self, provider, deployment, kind, stream):
+        with pytest.raises(kind) as caught:
+            await (gathered(provider, asked(True), deployment) if stream else provider.complete(asked(), deployment))
+        return caught.value
+
+    @pytest.mark.parametrize("status", [400, 413, 422])
+    async def test_the_clients_fault(self, provider, deployment, upstream, status, stream):
+        upstream.will(refuses(status, "No.", param="p"))
+        error = await self.raised(provider, deployment, InvalidRequest, stream)
+        assert (error.message, error.param) == ("No.", "p")
+
+    @pytest.mark.parametrize("status", [401, 402, 403])
+    async def test_our_credential(self, provider, deployment, upstream, status, stream):
+        upstream.will(refuses(status))
+        error = await self.raised(provider, deployment, UpstreamCredentialsRejected, stream)
+        assert error.upstream_status == status
+
+    @pytest.mark.parametrize(
+        ("header", "seconds"),
+        [("7", 7.0), ("0.5", 0.5), ("0", 0.0), ("-1", None), ("soon", None), ("nan", None), ("inf", None), ("1e9", None), ("Mon, 23 Nov 2026 00:00:00 GMT", None)],
+    )  # fmt: skip
+    async def test_their_time_to_wait(self, provider, deployment, upstream, header, seconds, stream):
+        upstream.will(refuses(429, retry_after=header))
+        error = await self.raised(provider, deployment, UpstreamError, stream)
+        assert (error.upstream_status, error.retry_after) == (429, seconds)
+
+    async def test_silence(self, provider, deployment, upstream, stream):
+        upstream.will(hangs())
+        await self.raised(provider, deployment, UpstreamTimeout, stream)
+        assert await asyncio.to_thread(upstream.only.was_dropped)
+
+    async def test_a_plain_answer_that_never_ends(self, provider, deployment, upstream):
+        async def drips(call):
+            await call.head(200, content_length="1000000")
+            while True:
+                await call.send(b" ")
+
+        upstream.will(drips)
+        error = await self.raised(provider, deployment, UpstreamTimeout, False)
+        assert error.upstream_status == 200
+
+    async def test_no_word_at_all(self, provider, deployment, upstream, stream):
+        upstream.will(drops())
+        error = await self.raised(provider, deployment, UpstreamError, stream)
+        assert error.upstream_status is None
+
+    @pytest.mark.parametrize("end", ["orderly", "cut", "reset"])
+    async def test_a_stream_without_its_end(self, provider, deployment, upstream, end):
+        upstream.will(sends(delta("Hi"), 0.05, end=end))
+        error = await self.raised(provider, deployment, StreamCut, True)
+        assert error.upstream_status == 200
+
+    async def test_a_stalled_stream(self, provider, deployment, upstream):
+        upstream.will(sends(delta("Hi"), end="stall"))
+        await self.raised(provider, deployment, UpstreamTimeout, True)
+
+    async def test_a_stream_that_lives_by_keep_alives_is_no_stalled_one(self, provider, deployment, upstream):
+        upstream.will(sends(*[b": ping\n\n", 0.1] * 6, delta("Hi"), delta(finish="stop"), DONE))
+        events = await gathered(provider, asked(True), deployment)
+        assert "".join(event.text for event in events) == "Hi"
+
+    async def test_no_error_carries_its_cause_to_a_message(self, provider, deployment, upstream, stream):
+        upstream.will(answers(b"\x00\xff secret", 500))
+        error = await self.raised(provider, deployment, UpstreamError, stream)
+        assert "secret" not in error.message
+
+
+async def test_an_output_cap_of_the_gateway_is_sent_where_the_client_set_none(provider, deployment, upstream):
+    await provider.complete(msgspec.structs.replace(asked(), max_output=77), deployment)
+    assert upstream.last.body["max_completion_tokens"] == 77
+    await provider.complete(msgspec.structs.replace(asked(max_tokens=5), max_output=77), deployment)
+    assert upstream.last.body["max_tokens"] == 5
+    assert "max_completion_tokens" not in upstream.last.body

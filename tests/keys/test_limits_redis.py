@@ -1,0 +1,203 @@
+"""Rate limits in Redis: the contract, and what only several processes and a server that fails can show."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from ailb_project.shared_redis import SharedRedis
+from gateway.errors import GuardUnavailable, RateLimited
+from keys.limits.redis import RedisLimits
+from tests.keys.limits_contract import LimitsContract, admitted, limit
+from tests.support.redis_server import DeafProxy, OwnRedis, own_prefix, until_reachable
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def prefix(redis_url):
+    with own_prefix(redis_url) as prefix:
+        yield prefix
+
+
+@pytest.fixture
+async def processes(redis_url, prefix) -> AsyncIterator[list[RedisLimits]]:
+    """The limits of four gateway processes."""
+    found = [RedisLimits(SharedRedis(redis_url, prefix=prefix), f"gw_{number}") for number in range(4)]
+    yield found
+    for one in found:
+        await one.close()
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    server = OwnRedis(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+class TestRedisLimits(LimitsContract):
+    @pytest.fixture
+    def limits(self, processes) -> RedisLimits:
+        return processes[0]
+
+
+async def test_processes_share_a_rate(processes):
+    owner = (limit(rpm=50),)
+    found = await asyncio.gather(*(admitted(one, owner, 40, f"p{n}-") for n, one in enumerate(processes)))
+    assert sum(map(len, found)) == 50
+
+
+async def test_processes_share_places(processes):
+    owner = (limit(max_parallel=7),)
+    found = await asyncio.gather(*(admitted(one, owner, 10, f"p{n}-") for n, one in enumerate(processes)))
+    assert sum(map(len, found)) == 7
+
+
+async def test_processes_share_tokens(processes):
+    owner = (limit(tpm=6000),)
+    await processes[0].take_tokens("r", owner, 900)
+    assert 0 <= (await processes[1].take_tokens("r", owner, 100)).remaining < 30
+    processes[1].give_back_tokens(owner, 500)
+    await asyncio.sleep(0.05)
+    await processes[2].take_tokens("r", owner, 500)
+
+
+async def test_a_place_left_is_free_although_others_were_on_their_way_before(processes):
+    owner, another = (limit(max_parallel=1, tpm=600),), (limit("x", max_parallel=1),)
+    for turn in range(10):
+        first, second = await processes[0].admit(f"a{turn}", another), await processes[0].admit(f"b{turn}", owner)
+        await processes[0].take_tokens(f"b{turn}", owner, 100)
+        processes[0].leave(first)
+        for _ in range(2):
+            await asyncio.sleep(0)
+        processes[0].give_back_tokens(owner, 100)
+        processes[0].leave(second)
+        third = await processes[0].admit(f"c{turn}", owner)
+        await processes[0].take_tokens(f"c{turn}", owner, 100)
+        processes[0].give_back_tokens(owner, 100)
+        processes[0].leave(third)
+
+
+async def test_places_of_a_dead_process_end_with_their_lease(redis_url, prefix):
+    dead = RedisLimits(SharedRedis(redis_url, prefix=prefix), "gw_dead", lease=0.3, renew=60)
+    alive = RedisLimits(SharedRedis(redis_url, prefix=prefix), "gw_alive")
+    owner = (limit(max_parallel=1),)
+    await dead.admit("r", owner)
+    with pytest.raises(RateLimited):
+        await alive.admit("s", owner)
+    await asyncio.sleep(0.35)
+    await alive.admit("s", owner)
+    await dead.close()
+    await alive.close()
+
+
+async def test_a_long_request_keeps_its_place(redis_url, prefix):
+    limits = RedisLimits(SharedRedis(redis_url, prefix=prefix), "gw", lease=0.3, renew=0.1)
+    owner = (limit(max_parallel=1),)
+    admission = await limits.admit("r", owner)
+    await asyncio.sleep(0.7)
+    with pytest.raises(RateLimited):
+        await limits.admit("s", owner)
+    limits.leave(admission)
+    await limits.admit("s", owner)
+    await limits.close()
+
+
+async def test_a_client_that_leaves_meanwhile_takes_no_place(processes):
+    owner = (limit(max_parallel=1, tpm=600),)
+    for number in range(20):
+        asking = asyncio.create_task(processes[0].admit(f"r{number}", owner))
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        if not asking.cancelled():
+            processes[0].leave(asking.result())
+    await asyncio.sleep(0.1)
+    await processes[0].admit("last", owner)
+
+
+async def test_a_client_that_leaves_meanwhile_takes_no_tokens(processes):
+    owner = (limit(tpm=600),)
+    for number in range(20):
+        asking = asyncio.create_task(processes[0].take_tokens("r", owner, 50))
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        if not asking.cancelled():
+            processes[0].give_back_tokens(owner, 50)
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    await processes[1].take_tokens("last", owner, 100)
+
+
+async def test_a_server_without_the_scripts_learns_them_again(own_redis):
+    limits = RedisLimits(SharedRedis(own_redis.url), "gw")
+    owner = (limit(rpm=5),)
+    await limits.admit("r", owner)
+    own_redis.client().script_flush()
+    assert (await limits.admit("s", owner)).requests.remaining == 3
+    await limits.close()
+
+
+@pytest.mark.parametrize("fault", ["kill", "stall"])
+async def test_redis_gone_refuses_in_time_and_says_so_once(own_redis, fault):
+    client = SharedRedis(own_redis.url)
+    limits = RedisLimits(client, "gw")
+    owner = (limit(rpm=1000, tpm=10**6, max_parallel=100),)
+    await limits.admit("r", owner)
+    getattr(own_redis, fault)()
+    with capture_logs() as logs:
+        for number in range(50):
+            before = time.monotonic()
+            with pytest.raises(GuardUnavailable) as refused:
+                await limits.admit(f"r{number}", owner)
+            assert time.monotonic() - before < 0.4  # 0.2, and a busy machine
+            assert refused.value.retry_after == 1
+        with pytest.raises(GuardUnavailable):
+            await limits.take_tokens("r", owner, 1)
+        own_redis.start() if fault == "kill" else own_redis.go_on()
+        await until_reachable(client)
+        await limits.admit("s", owner)
+    assert [line["event"] for line in logs] == ["redis_unreachable", "redis_reachable_again"]
+    await limits.close()
+
+
+async def test_a_restarted_server_is_found_again_at_the_next_call(own_redis):
+    """The connection is dead, the server is not: nobody is refused."""
+    limits = RedisLimits(SharedRedis(own_redis.url), "gw")
+    owner = (limit(rpm=1000),)
+    await limits.admit("r", owner)
+    own_redis.kill()
+    own_redis.start()
+    await limits.admit("s", owner)
+    await limits.close()
+
+
+async def test_a_lost_reply_gives_a_place_back_once(own_redis):
+    proxy = DeafProxy(own_redis.port)
+    client = SharedRedis(await proxy.start())
+    limits, other = RedisLimits(client, "gw_1"), RedisLimits(SharedRedis(own_redis.url), "gw_2")
+    owner = (limit(max_parallel=2, tpm=60_000),)
+    mine, _ = await limits.admit("mine", owner), await other.admit("another", owner)
+    await limits.take_tokens("mine", owner, 10_000)
+    proxy.deaf = True
+    limits.leave(mine)
+    limits.give_back_tokens(owner, 5_000)
+    await asyncio.sleep(0.5)
+    proxy.deaf = False
+    await until_reachable(client)
+    await asyncio.sleep(1.2)
+    await other.admit("s", owner)
+    with pytest.raises(RateLimited):
+        await other.admit("t", owner)
+    gauge = await other.take_tokens("s", owner, 1)
+    assert gauge.remaining < 8_000  # 5 000, and a thousand a second
+    await limits.close()
+    await other.close()
+    await proxy.close()
