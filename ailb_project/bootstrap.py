@@ -10,8 +10,8 @@ from django.core.management import call_command
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
-from billing import pricebook, sweeper
-from gateway import environment, first_run, liveness, providers
+from billing import pricebook
+from gateway import environment, first_run, liveness, providers, recovery
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ def prepare(*, workers: int) -> str | None:
         pricebook.seed_prices()
         environment.apply(settings.ENV)
         text = first_run.prepare(settings.ENV)
-        sweeper.close_orphans(dead=liveness.dead(data_dir=settings.DATA_DIR))
+        recovery.recover(data_dir=settings.DATA_DIR)
     return text
 
 

@@ -252,3 +252,27 @@ def _read_generated(path: Path, name: str) -> str:
             f"{name}: got an empty file {path.name} in AILB_DATA_DIR; takes a secret, or remove the file"
         )
     return value
+
+
+_HEAD = """# Configuration
+
+AILB is configured by its environment. A wrong setting stops the start with one line that names it, what it got and
+what it takes. Any secret `NAME` (marked below) may come as `NAME_FILE`, the path of a file that holds it.
+
+This page is made from the settings themselves: `manage.py settings_docs > docs/configuration.md`.
+
+| setting | default | what it is |
+| --- | --- | --- |
+"""
+
+
+def documentation() -> str:
+    """docs/configuration.md."""
+    return _HEAD + "".join(_documented(name) for name in Env.model_fields)
+
+
+def _documented(name: str) -> str:
+    field = Env.model_fields[name]
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    shown = "" if default in (None, "") else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+    return f"| `{name}` | {shown} | {field.description}{' (secret)' if is_secret(name) else ''} |\n"

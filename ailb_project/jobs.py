@@ -11,7 +11,7 @@ class Job(NamedTuple):
 
 
 JOBS = (
-    Job("billing.tasks.close_orphans", 5.0),
+    Job("gateway.tasks.recover", 5.0),
     Job("keys.tasks.record_last_used", 15.0),
     Job("gateway.tasks.forget_old_processes", 3600.0),
 )

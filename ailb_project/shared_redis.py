@@ -151,7 +151,7 @@ class _Lane:
     async def _connected(self) -> AbstractConnection:
         if self._connection is None or not self._connection.is_connected:
             await self.close()
-            connection = self._pool.make_connection()
+            connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.connect()
                 self._keys = _bulk(self._prefix.encode()) + _bulk(await self._run(connection))

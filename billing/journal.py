@@ -36,14 +36,24 @@ class Journal:
         with open(self._folder / "rejected.txt", "ab") as file:
             file.write(_encoder.encode(row) + b"\n")
 
-    def files(self) -> list[Path]:
-        """Journals of this process and of those before it, oldest first."""
-        return sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @staticmethod
+    def left_by(folder: Path) -> list[tuple[str, Path]]:
+        """(process id, journal) of every process that left one, oldest first."""
+        return [(path.stem, path) for path in sorted(folder.glob("*.jsonl"))]
 
     @staticmethod
     def read(path: Path) -> list[LedgerRow]:
-        """The rows of a journal. A last line cut short by a crash was never promised to anyone and is left out."""
-        rows = []
+        """The rows of a journal; none where there is no file.
+
+        A last line cut short by a crash was never promised to anyone and is left out.
+        """
+        rows: list[LedgerRow] = []
+        if not path.exists():
+            return rows
         for line in path.read_bytes().splitlines():
             try:
                 rows.append(_decoder.decode(line))

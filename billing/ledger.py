@@ -67,9 +67,8 @@ class LedgerWriter:
         self._journalled = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Replay what earlier processes journalled, then write until `stop`."""
+        """Write until `stop`."""
         self._loop = loop
-        self._replay()
         self._thread = threading.Thread(target=self._run, name="ailb-ledger", daemon=True)
         self._thread.start()
 
@@ -167,29 +166,12 @@ class LedgerWriter:
             try:
                 if self._journalled:
                     self._replay()
-                self._commit(rows)
+                insert_all(rows, self._journal)
                 self._database_failed_at = None
                 return None
             except (OperationalError, InterfaceError) as error:
                 self._note_failure(error)
         return self._to_journal(rows)
-
-    def _commit(self, rows: Sequence[LedgerRow]) -> None:
-        for start in range(0, len(rows), _BATCH):
-            part = rows[start : start + _BATCH]
-            try:
-                insert(part)
-            except _BAD_ROW:
-                for row in part:
-                    self._commit_alone(row)
-
-    def _commit_alone(self, row: LedgerRow) -> None:
-        """One bad row must not take its neighbours along."""
-        try:
-            insert([row])
-        except _BAD_ROW as error:
-            log.error("ledger_row_rejected", request_id=row.request_id, kind=row.kind, error=type(error).__name__)
-            self._journal.reject(row)
 
     def _to_journal(self, rows: Sequence[LedgerRow]) -> LedgerUnavailable | None:
         if not rows:
@@ -205,12 +187,8 @@ class LedgerWriter:
         return None
 
     def _replay(self) -> None:
-        """Move journalled rows into the database, this process's and those of dead ones."""
-        for path in self._journal.files():
-            rows = self._journal.read(path)
-            self._commit(rows)
-            path.unlink(missing_ok=True)
-            log.info("journal_replayed", rows=len(rows))
+        """Move this process's journalled rows into the database."""
+        replay(self._journal, self._journal.path)
         self._journalled = False
 
     def _database_may_work(self) -> bool:
@@ -226,6 +204,40 @@ class LedgerWriter:
 def _seen(future: "asyncio.Future[None]") -> None:
     if not future.cancelled():
         future.exception()
+
+
+def insert_all(rows: Sequence[LedgerRow], journal: Journal) -> None:
+    """Write any number of rows. One that the database refuses is set aside for a person; its neighbours are written."""
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        try:
+            insert(part)
+        except _BAD_ROW:
+            for row in part:
+                _insert_alone(row, journal)
+
+
+def _insert_alone(row: LedgerRow, journal: Journal) -> None:
+    try:
+        insert([row])
+    except _BAD_ROW as error:
+        log.error("ledger_row_rejected", request_id=row.request_id, kind=row.kind, error=type(error).__name__)
+        journal.reject(row)
+
+
+def replay(journal: Journal, path: Path) -> None:
+    """Move the rows of the journal at `path` into the database. Raises `DatabaseError`; the file is kept then."""
+    rows = journal.read(path)
+    insert_all(rows, journal)
+    path.unlink(missing_ok=True)
+    log.info("journal_replayed", rows=len(rows))
+
+
+def replay_of_dead(folder: Path, lives: Callable[[str], bool]) -> None:
+    """Replay the journals in `folder` of processes that no longer live: their rows come before the sweeper's."""
+    for process_id, path in Journal.left_by(folder):
+        if not lives(process_id):
+            replay(Journal(folder, process_id), path)
 
 
 def insert(rows: Sequence[LedgerRow]) -> None:
@@ -247,10 +259,15 @@ def insert(rows: Sequence[LedgerRow]) -> None:
 _writer: LedgerWriter | None = None
 
 
+def journals(data_dir: Path) -> Path:
+    """Where journals are kept."""
+    return data_dir / "journal"
+
+
 def start(loop: asyncio.AbstractEventLoop, *, data_dir: Path, process_id: str) -> LedgerWriter:
     """Start this process's writer."""
     global _writer
-    _writer = LedgerWriter(Journal(data_dir / "journal", process_id))
+    _writer = LedgerWriter(Journal(journals(data_dir), process_id))
     _writer.start(loop)
     return _writer
 

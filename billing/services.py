@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any
 
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import transaction
 from django.http import Http404
 
 from billing import selectors
@@ -17,12 +16,13 @@ from billing.models.budgets import Period, Scope
 from keys import policy
 from keys.actors import Actor
 from keys.policy import Reach
+from keys.writing import alone
 from security import audit
 
 LIMITS = tuple(sorted(policy.BUDGET_LIMITS))
 
 
-@transaction.atomic
+@alone(Budget)
 def set_budget(
     *,
     actor: Actor,
@@ -39,7 +39,7 @@ def set_budget(
     return _put(actor, scope, owner, period, {"tz": tz, **limits})
 
 
-@transaction.atomic
+@alone(Budget)
 def update_budget(*, actor: Actor, budget: Budget, changes: Mapping[str, Any]) -> Budget:
     """Change a budget's limits or time zone."""
     _require_over(actor, "update", budget.scope, budget.owner)
@@ -52,7 +52,7 @@ def update_budget(*, actor: Actor, budget: Budget, changes: Mapping[str, Any]) -
     return locked
 
 
-@transaction.atomic
+@alone(Budget)
 def delete_budget(*, actor: Actor, budget: Budget) -> None:
     """Take a limit away."""
     _require_over(actor, "delete", budget.scope, budget.owner)
@@ -60,7 +60,7 @@ def delete_budget(*, actor: Actor, budget: Budget) -> None:
     _delete(actor, budget)
 
 
-@transaction.atomic
+@alone(Budget)
 def set_key_quota(*, actor: Actor, key_id: str, limits: Mapping[str, Any]) -> Budget | None:
     """Change a key's monthly budget; with no limit left there is none. Whether the actor may is `key_limits` in the
     policy, which `keys.services` has asked.

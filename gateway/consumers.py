@@ -35,13 +35,13 @@ class ChatReply:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._request_id = b""
-        self.opened = False
+        self.opened = self.ended = False
 
     def identify(self, request_id: str) -> None:
         self._request_id = request_id.encode()
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        self.opened = True
+        self.opened = self.ended = True
         headers = [(b"x-request-id", self._request_id), (b"content-length", b"%d" % len(body)), *headers]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
@@ -60,6 +60,7 @@ class ChatReply:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def finish(self, piece: bytes) -> None:
+        self.ended = True
         await self._send({"type": "http.response.body", "body": piece})
 
 
@@ -169,7 +170,11 @@ class _Watcher:
 async def _refuse(exchange: Exchange, error: GatewayError) -> None:
     """An error before the reply began is the reply; after that it is an event, and the stream has no terminator."""
     exchange.status = error.status
+    if error.limited_by is not None:
+        metrics.RATE_LIMITED.labels(*error.limited_by).inc()
     reply, body = exchange.reply, msgspec.json.encode(openai_error(error, exchange.id))
+    if reply.ended:
+        return
     if reply.opened:
         await reply.finish(b"data: " + body + b"\n\n")
     else:

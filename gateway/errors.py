@@ -36,12 +36,15 @@ class GatewayError(Exception):
         code: str | None = None,
         retry_after: float | None = None,
         headers: tuple[tuple[str, str], ...] = (),
+        limited_by: tuple[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after = retry_after
         self.headers = headers
+        self.limited_by = limited_by
+        """(scope, limit) of the limit or budget that refused, for the metric."""
         if code is not None:
             self.code = code
 

@@ -14,6 +14,8 @@ class Reply(Protocol):
 
     opened: bool
     """Status and headers are out: from here on an error is an event of the stream."""
+    ended: bool
+    """Everything is out: an error has nowhere to go but the log."""
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None: ...
 

@@ -74,6 +74,7 @@ class Healthz(_Probe):
             catalog = plane.snapshot().catalog
             body |= {
                 "problem": problem,
+                "module_id": plane.env.MODULE_ID,
                 "process_id": plane.process_id,
                 "database": {"cut_off_seconds": round(plane.cut_off_for(), 1)},
                 "deployments": len(catalog.deployments),

@@ -62,7 +62,7 @@ def dead(*, data_dir: Path) -> Q:
     """The processes that no longer live, whose holds nobody will close; as a filter of `GatewayProcess`."""
     here = socket.gethostname()
     local = GatewayProcess.objects.filter(host=here, swept_at=None).values_list("pk", flat=True)
-    gone = [pk for pk in local if not _lives(data_dir / "run" / f"{pk}.lock")]
+    gone = [pk for pk in local if not lives_here(pk, data_dir=data_dir)]
     silent = Q(heartbeat_at__lt=timezone.now() - _SILENT) & ~Q(host=here)
     return Q(pk__in=gone) | silent | Q(stopped_at__isnull=False)
 
@@ -71,6 +71,11 @@ def alive(*, data_dir: Path) -> list[str]:
     """The processes that serve this database now, as host:pid."""
     gone = dead(data_dir=data_dir)
     return [str(process) for process in GatewayProcess.objects.filter(stopped_at=None, swept_at=None).exclude(gone)]
+
+
+def lives_here(process_id: str, *, data_dir: Path) -> bool:
+    """Whether a process of this host and folder runs."""
+    return _lives(data_dir / "run" / f"{process_id}.lock")
 
 
 def _lives(path: Path) -> bool:

@@ -15,7 +15,7 @@ from billing.holds import Facts, Hold, Outcome, clean, counted
 from gateway import background, metrics, planning, registry, requests, tokens
 from gateway.attempts import Attempts
 from gateway.chat_stream import ChatStream, with_citations
-from gateway.errors import Draining, GatewayError, Unavailable
+from gateway.errors import Draining, GatewayError, InternalError, Unavailable
 from gateway.exchange import Exchange, Headers
 from gateway.plane import Plane
 from gateway.steps import augment, recall, remember
@@ -48,6 +48,8 @@ async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], 
         policy = snapshot.policies.for_caller(caller)
         screened = engine.screen(asked, policy)
         if screened.findings:
+            for finding in screened.findings:
+                metrics.SECURITY_EVENTS.labels(finding.category, finding.action).inc()
             plane.spawn(background.in_thread(events.record, exchange.id, caller, screened))
         engine.enforce(screened)
         window = planning.smallest_window(route.candidates)
@@ -65,7 +67,10 @@ async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], 
         )
         hold = await plane.holds.place(facts, request, candidates, snapshot.prices)
         call = _Call(exchange, plane, hold, candidates, citations, admission)
-        text = await (call.streamed() if request.stream else call.plain())
+        try:
+            text = await (call.streamed() if request.stream else call.plain())
+        finally:
+            call.leave_nothing_open()
     finally:
         plane.limits.leave(admission)
     await remember(screened.request, caller, text, plane.env)
@@ -90,6 +95,7 @@ class _Call:
         self._citations = citations
         self._admission = admission
         self._attempts = Attempts(plane, exchange.started)
+        self._settling = False
         self._ended_at: float | None = None
         self._first_content_at: float | None = None
 
@@ -103,7 +109,7 @@ class _Call:
             raise
         except asyncio.CancelledError:
             # Only a shutdown cancels a plain call: what it cost is not known, and may be everything.
-            self._settle(CLIENT_LEFT, self._hold.worst, detail={"error": "shutdown"})
+            self._settle(Draining.status, self._hold.worst, detail={"error": Draining.code})
             raise
         self._ended_at = perf_counter()
         usage = completion.usage or await self._counted(completion.text, "no_usage")
@@ -127,7 +133,9 @@ class _Call:
             await self._relay(stream)
         except asyncio.CancelledError:
             self._ended_at = perf_counter()
-            self._plane.spawn(self._settle_cut(stream, CLIENT_LEFT, {}))
+            status = CLIENT_LEFT if self._exchange.client_gone else Draining.status
+            self._settling = True
+            self._plane.spawn(self._settle_cut(stream, status, {}))
             raise
         except GatewayError as error:
             self._ended_at = perf_counter()
@@ -141,6 +149,11 @@ class _Call:
         self._settle(200, usage, **_served(stream), detail={"finish_reason": stream.finish_reason})
         await self._exchange.reply.finish(stream.end(usage))
         return stream.text
+
+    def leave_nothing_open(self) -> None:
+        """After a defect of ours too the hold is closed, at its worst: what it cost is not known."""
+        if not self._hold.settled and not self._settling:
+            self._settle(InternalError.status, self._hold.worst, detail={"error": InternalError.code})
 
     async def _relay(self, stream: ChatStream) -> None:
         reply = self._exchange.reply

@@ -52,6 +52,7 @@ class Plane:
         )
         self.draining = False
         self._providers: dict[int, Provider] = {}
+        self._retired: set[Provider] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def snapshot(self) -> Snapshot:
@@ -73,10 +74,12 @@ class Plane:
             self._providers[config.id] = client
             if old is not None:
                 # Requests that still stream through the old pool finish first.
-                asyncio.get_running_loop().call_later(old.config.first_byte_timeout, self.spawn_closing, old)
+                self._retired.add(old)
+                asyncio.get_running_loop().call_later(old.config.first_byte_timeout, self._close_retired, old)
         return client
 
-    def spawn_closing(self, provider: Provider) -> None:
+    def _close_retired(self, provider: Provider) -> None:
+        self._retired.discard(provider)
         self.spawn(provider.close())
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -92,7 +95,7 @@ class Plane:
         await self.writer.stop()
         await self.holds.counters.close()
         await self.limits.close()
-        for provider in self._providers.values():
+        for provider in (*self._providers.values(), *self._retired):
             await provider.close()
         await asyncio.to_thread(self._sign_off)
 

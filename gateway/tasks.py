@@ -3,11 +3,19 @@
 from datetime import timedelta
 
 from celery import shared_task
+from django.conf import settings
 from django.utils import timezone
 
+from gateway import recovery
 from gateway.models import GatewayProcess
 
 _KEPT = timedelta(days=30)
+
+
+@shared_task(name="gateway.tasks.recover")
+def recover() -> int:
+    """Put in order what dead gateway processes left; returns how many holds were closed."""
+    return recovery.recover(data_dir=settings.DATA_DIR)
 
 
 @shared_task(name="gateway.tasks.forget_old_processes")

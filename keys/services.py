@@ -24,6 +24,7 @@ from keys import policy, secrets, selectors
 from keys.actors import Actor
 from keys.models import KeyStatus, Team, User, VirtualKey
 from keys.policy import Conflict, Reach
+from keys.writing import alone
 from security import audit
 from security.models import AuditEntry
 
@@ -39,7 +40,7 @@ MAX_GRACE = timedelta(days=30)
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def create_key(
     *,
     actor: Actor,
@@ -93,7 +94,7 @@ def create_key(
     return key, secret
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def update_key(*, actor: Actor, key: VirtualKey, changes: Mapping[str, Any]) -> VirtualKey:
     """Change fields of a key, by their names in the API."""
     key = _lock(key)
@@ -109,7 +110,7 @@ def update_key(*, actor: Actor, key: VirtualKey, changes: Mapping[str, Any]) -> 
     return key
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def revoke_key(*, actor: Actor, key: VirtualKey, reason: str = "") -> VirtualKey:
     """End a key for good. Raises `Conflict` where it has ended already: of two at once, one learns so."""
     key = _lock(key)
@@ -120,7 +121,7 @@ def revoke_key(*, actor: Actor, key: VirtualKey, reason: str = "") -> VirtualKey
     return key
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def rotate_key(
     *, actor: Actor, key: VirtualKey, grace_seconds: int = 0, rotation_id: str | None = None
 ) -> tuple[VirtualKey, str, bool]:
@@ -297,7 +298,7 @@ def _ensure(rows: QuerySet[M], create: Callable[[], M]) -> M:
         return rows.get()
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def create_team(
     *,
     actor: Actor,
@@ -315,7 +316,7 @@ def create_team(
     return team
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def update_team(*, actor: Actor, team: Team, changes: Mapping[str, Any]) -> Team:
     """Change columns of a team. Its name is for good: the ledger and budgets know it by that."""
     # Its leads are bound by its limits, so they do not set them.
@@ -325,7 +326,7 @@ def update_team(*, actor: Actor, team: Team, changes: Mapping[str, Any]) -> Team
     return team
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def create_user(
     *,
     actor: Actor,
@@ -358,7 +359,7 @@ def create_user(
     return user
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def update_user(*, actor: Actor, user: User, changes: Mapping[str, Any]) -> User:
     """Change fields of a person, by their names in the API."""
     user = User.objects.select_for_update(of=("self",)).select_related("team").get(pk=user.pk)
@@ -377,7 +378,7 @@ def set_role(*, actor: Actor, user: User, role: str) -> User:
     return update_user(actor=actor, user=user, changes={"role": role})
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def set_password(*, actor: Actor, user: User, password: str, must_change: bool = False) -> User:
     """Let a person sign in with `password`. Their own is theirs to change, others' an admin's."""
     if actor.user_id != user.username or actor.own_only:
@@ -391,7 +392,7 @@ def set_password(*, actor: Actor, user: User, password: str, must_change: bool =
     return user
 
 
-@transaction.atomic
+@alone(VirtualKey)
 def act_as(*, actor: Actor, user_id: str, method: str, path: str) -> Actor:
     """An admin narrowed to one user's own things, and that written down. On a write, a user who is named for the first
     time is made; a read shows that they have nothing.

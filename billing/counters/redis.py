@@ -37,7 +37,7 @@ from gateway.types import BudgetTerms
 
 log = structlog.get_logger()
 
-_PICO = 10**PLACES
+_PICO: int = 10**PLACES
 _END = datetime(9999, 12, 31, tzinfo=UTC)
 _KEPT = timedelta(days=30)  # a counter without an end is read from the ledger anew after this
 # Rows closed this long before a reading are told apart by name: 5 s that Redis asks for (`LATE`), 5 s of difference
@@ -299,7 +299,8 @@ def _split(usd: Decimal | None, rounding: str = ROUND_HALF_EVEN) -> tuple[int, i
     """Whole dollars, and pico-dollars from 0 up to one dollar. A hold is rounded up, a settlement as on the ledger."""
     if not usd:
         return 0, 0
-    return divmod(int(usd.scaleb(PLACES).to_integral_value(rounding)), _PICO)
+    pico: int = int(usd.scaleb(PLACES).to_integral_value(rounding))
+    return divmod(pico, _PICO)
 
 
 def _joined(usd: bytes, pico: bytes) -> Decimal:

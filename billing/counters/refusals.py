@@ -24,7 +24,8 @@ def exceeded(terms: BudgetTerms, used: Amount, reserved: Amount, at: datetime) -
     reset = f" It resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}." if resets_at is not None else ""
     return BudgetExceeded(
         f"The {terms.period} budget of {_owner(terms)} has too little left for this request: "
-        f"limit {'; '.join(parts)}.{reset}"
+        f"limit {'; '.join(parts)}.{reset}",
+        limited_by=(terms.scope, "budget"),
     )
 
 

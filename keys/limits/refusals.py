@@ -17,6 +17,7 @@ def rate(limit: Limit, unit: str, per_minute: int, wait: float) -> RateLimited:
     return RateLimited(
         f"Rate limit of {_owner(limit)} reached: {per_minute} {unit} a minute. Try again in {wait:g} s.",
         retry_after=wait,
+        limited_by=(limit.scope, unit),
     )
 
 
@@ -25,11 +26,13 @@ def parallel(limit: Limit, running: int) -> RateLimited:
     return RateLimited(
         f"Concurrency limit of {_owner(limit)} reached: {running} of {limit.max_parallel} requests are running.",
         retry_after=1.0,
+        limited_by=(limit.scope, "parallel"),
     )
 
 
 def too_large(limit: Limit, tokens: int, burst: int) -> RequestTooLargeForLimit:
     return RequestTooLargeForLimit(
         f"This request may take {tokens} tokens; the limit of {_owner(limit)}, {limit.tpm} tokens a minute, "
-        f"never holds more than {burst} at once. Ask for fewer output tokens."
+        f"never holds more than {burst} at once. Ask for fewer output tokens.",
+        limited_by=(limit.scope, "tokens"),
     )

@@ -40,6 +40,11 @@ def at_once(work: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(run, range(AT_ONCE)))
 
 
+def copies(key: VirtualKey) -> list[VirtualKey]:
+    """The key as each of them found it, before any of them changed it."""
+    return [VirtualKey.objects.get(pk=key.pk) for _ in range(AT_ONCE)]
+
+
 def test_a_team_and_user_named_by_many_for_the_first_time_are_made_once():
     made = at_once(lambda index: services.create_key(actor=COMMAND, name=f"n{index}", user_id="dora", team="green"))
     assert {key.user_id for key, _ in made} == {User.objects.get(username="dora").pk}
@@ -47,6 +52,21 @@ def test_a_team_and_user_named_by_many_for_the_first_time_are_made_once():
     assert VirtualKey.objects.filter(user__username="dora", team__name="green").count() == AT_ONCE
     assert AuditEntry.objects.filter(object_type="keys.team").count() == 1
     assert AuditEntry.objects.filter(object_type="keys.user").count() == 1
+
+
+def test_writers_who_name_things_in_different_orders_do_not_wait_for_each_other():
+    make_key("n")  # the version row is there
+    teams = ["green", None, "yellow", None]
+
+    def work(index: int) -> Any:
+        return [
+            services.create_key(actor=COMMAND, name="n", user_id=f"dora{round_}", team=teams[(index + round_) % 4])
+            for round_ in range(6)
+        ]
+
+    made = at_once(work)
+    assert sum(len(keys) for keys in made) == AT_ONCE * 6
+    assert User.objects.filter(username__startswith="dora").count() == 6
 
 
 def test_of_many_who_make_the_same_user_one_succeeds():
@@ -57,7 +77,8 @@ def test_of_many_who_make_the_same_user_one_succeeds():
 
 def test_of_many_revocations_one_is_the_one():
     key, _ = make_key("n")
-    results = at_once(lambda index: services.revoke_key(actor=COMMAND, key=key))
+    found = copies(key)
+    results = at_once(lambda index: services.revoke_key(actor=COMMAND, key=found[index]))
     assert sum(isinstance(result, VirtualKey) for result in results) == 1
     assert sum(isinstance(result, Conflict) for result in results) == AT_ONCE - 1
     assert AuditEntry.objects.filter(action="revoke").count() == 1
@@ -65,7 +86,10 @@ def test_of_many_revocations_one_is_the_one():
 
 def test_one_rotation_asked_for_many_times_is_one():
     key, before = make_key("n")
-    results = at_once(lambda index: services.rotate_key(actor=COMMAND, key=key, grace_seconds=60, rotation_id="r1"))
+    found = copies(key)
+    results = at_once(
+        lambda index: services.rotate_key(actor=COMMAND, key=found[index], grace_seconds=60, rotation_id="r1")
+    )
     assert len({secret for _, secret, _ in results}) == 1
     assert sum(created for _, _, created in results) == 1
     key.refresh_from_db()
@@ -74,7 +98,8 @@ def test_one_rotation_asked_for_many_times_is_one():
 
 def test_unnamed_rotations_leave_one_live_secret():
     key, _ = make_key("n")
-    results = at_once(lambda index: services.rotate_key(actor=COMMAND, key=key))
+    found = copies(key)
+    results = at_once(lambda index: services.rotate_key(actor=COMMAND, key=found[index]))
     key.refresh_from_db()
     assert [digest(secret) for _, secret, _ in results].count(key.digest) == 1
     assert AuditEntry.objects.filter(action="rotate").count() == AT_ONCE
@@ -82,8 +107,11 @@ def test_unnamed_rotations_leave_one_live_secret():
 
 def test_changes_of_different_fields_do_not_undo_each_other():
     key, _ = make_key("n")
+    found = copies(key)
     fields = ["rate_limit_rpm", "rate_limit_tpm", "max_parallel", "monthly_quota_tokens"]
-    at_once(lambda index: services.update_key(actor=COMMAND, key=key, changes={fields[index % 4]: 100 + index % 4}))
+    at_once(
+        lambda index: services.update_key(actor=COMMAND, key=found[index], changes={fields[index % 4]: 100 + index % 4})
+    )
     key.refresh_from_db()
     assert (key.rate_limit_rpm, key.rate_limit_tpm, key.max_parallel) == (100, 101, 102)
     assert Budget.objects.get(owner=key.pk).limit_tokens == 103
