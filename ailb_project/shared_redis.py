@@ -4,6 +4,7 @@ Calls of one tick of the event loop go out together on one of a few connections 
 batch of scripts and its replies: 24 µs of CPU for a call alone, 6 among eight, where redis-py's client and pool take
 55. The connections themselves are redis-py's: addresses, TLS, passwords and the wire are its work.
 
+Redis 6 or later; one server or a primary with replicas, no cluster; its `maxmemory-policy` must be `noeviction`.
 Redis that is slow or gone costs a call at most `_CEILING` seconds; while it is gone calls fail at once, and one in a
 while goes through to see whether it is back.
 """

@@ -85,8 +85,6 @@ class LedgerWriter:
         """Queue a row; the future is done once it is durable, or raises `LedgerUnavailable`."""
         assert self._loop is not None
         future = self._loop.create_future()
-        # A request that ends before its hold is durable leaves nobody to await the future.
-        future.add_done_callback(_seen)
         self._gathering.waiters.append(future)
         self.put(row)
         return future
@@ -134,6 +132,7 @@ class LedgerWriter:
                     future.set_result(None)
                 else:
                     future.set_exception(error)
+                    future.exception()  # seen: a request that has ended meanwhile leaves nobody to await it
         self._thread_busy = False
         self._submit()
 
@@ -199,11 +198,6 @@ class LedgerWriter:
             log.error("ledger_goes_to_journal", error=type(error).__name__)
         self._database_failed_at = time.monotonic()
         connection.close()
-
-
-def _seen(future: "asyncio.Future[None]") -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def insert_all(rows: Sequence[LedgerRow], journal: Journal) -> None:

@@ -56,6 +56,7 @@ COLUMNS = LedgerRow.__struct_fields__
 _TIMES = tuple(COLUMNS.index(name) for name in ("created_at", "written_at"))
 _MONEY = tuple(COLUMNS.index(name) for name in ("held_usd", "cost_usd"))
 _JSON = tuple(COLUMNS.index(name) for name in ("tags", "attempts", "detail"))
+_NOTHING = {index: "{}" if COLUMNS[index] == "detail" else "[]" for index in _JSON}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 _INTO = f"INSERT INTO billing_ledgerentry ({', '.join(COLUMNS)}) VALUES "  # noqa: S608  # constants
@@ -71,12 +72,17 @@ def insert_sql(rows: int, mark: str) -> str:
 def parameters(row: LedgerRow, vendor: str) -> list[Any]:
     """The row as the driver of `vendor` takes it."""
     values = list(msgspec.structs.astuple(row))
-    for index in _TIMES:
-        moment = datetime.fromtimestamp(values[index], UTC)
-        # As Django writes them: SQLite keeps naive UTC text.
-        values[index] = str(moment.replace(tzinfo=None)) if vendor == "sqlite" else moment
-    for index in _MONEY:
-        values[index] = to_database(values[index], vendor)
+    if vendor == "sqlite":
+        for index in _TIMES:
+            # As Django writes them there: naive UTC text.
+            values[index] = datetime.fromtimestamp(values[index], UTC).isoformat(" ")[:-6]
+        for index in _MONEY:
+            if values[index] is not None:
+                values[index] = to_database(values[index], vendor)
+    else:
+        for index in _TIMES:
+            values[index] = datetime.fromtimestamp(values[index], UTC)
     for index in _JSON:
-        values[index] = _encode(values[index]).decode()
+        value = values[index]
+        values[index] = _encode(value).decode() if value else _NOTHING[index]
     return values

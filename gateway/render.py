@@ -34,6 +34,7 @@ Errors = dict[str, list[str]]
 
 NO_FIELD = "non_field_errors"  # DRF's name for what is wrong with the whole
 _TOO_LARGE = "The request body is larger than 20 MiB."
+_NO_KEY = "No API key was given. Send it as 'Authorization: Bearer sk-ailb_…'."
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 409: "conflict_error"}
 _NOT_RETRIED = (402, 429)  # SDKs retry a 429 by themselves; these say when that is in vain
 
@@ -129,7 +130,7 @@ def problem_of(exc: Exception) -> Problem | None:
         case Http404() | exceptions.NotFound():
             return problem_of_gateway(errors.PathNotFound("Not found."))
         case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
-            return problem_of_gateway(errors.AuthenticationFailed("No API key was given."))
+            return problem_of_gateway(errors.AuthenticationFailed(_NO_KEY))
         case PermissionDenied() | exceptions.PermissionDenied():
             return problem_of_gateway(errors.PermissionDenied(_said(exc, "Not allowed.")))
         case Conflict():

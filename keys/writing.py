@@ -17,6 +17,9 @@ def alone(section: type[Versioned]) -> Generator[None, None, None]:
     and two who made a user and a team in different orders would wait for each other until PostgreSQL ended one. As a
     decorator: `@alone(VirtualKey)`. On SQLite transactions exclude each other as they are.
     """
+    row = ConfigVersion.objects.select_for_update().filter(section=section.snapshot_section)
     with transaction.atomic():
-        list(ConfigVersion.objects.select_for_update().filter(section=section.snapshot_section))
+        if row.first() is None:  # the first write of all
+            ConfigVersion.objects.get_or_create(section=section.snapshot_section)
+            row.get()
         yield

@@ -123,7 +123,7 @@ def enforce(verdict: Verdict) -> ChatRequest:
 
 
 def _active(policy: ScreenPolicy) -> list[Detector]:
-    return [detector for detector in detectors() if policy.actions[detector.category] != Action.OFF]
+    return [d for d in detectors() if policy.actions[d.category] is not Action.OFF and d.applies(policy)]
 
 
 def _look(text: str, active: Sequence[Detector], policy: ScreenPolicy) -> list[tuple[Detector, Sequence[Hit]]]:
@@ -180,12 +180,14 @@ def _sanitised(text: str, found: Sequence[tuple[Detector, Sequence[Hit]]], polic
 
 def _texts(body: Json) -> Iterator[tuple[_Place | None, str | int, str, bool]]:
     """Every text of the body and where it stands, outer ones first; true where the text is a field's name."""
-    queue: list[tuple[_Place | None, Any]] = [(None, {k: v for k, v in body.items() if k not in _NOT_SCREENED})]
+    queue: list[tuple[_Place | None, Any]] = [(None, body)]
     for place, container in queue:  # it grows while it is read: a walk without recursion, as deep as JSON may be
         if isinstance(container, dict):
             bytes_field = None if place is None else _MEDIA.get(place.step)
             for name, value in container.items():
                 if name not in _WIRE_NAMES:
+                    if place is None and name in _NOT_SCREENED:
+                        continue
                     yield place, name, name, True
                 if isinstance(value, str):
                     if name != bytes_field or not _is_bytes(value):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 from django.db import connection, connections, transaction
 from django.test.utils import setup_databases, teardown_databases
@@ -18,6 +19,10 @@ from gateway.snapshot import store
 from tests.support.gateway import Gateway, Server
 from tests.support.upstream import Upstream
 from tests.support.world import Key, make_deployment, make_key, make_price, make_provider
+
+# Two busy cores: how long an example takes says nothing, and a slow machine is no reason to look at fewer.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 POSTGRES_URL = os.environ.get("TEST_DATABASE_URL") or "postgres://root@127.0.0.1:5432/test"
 REDIS_URL = os.environ.get("TEST_REDIS_URL") or "redis://127.0.0.1:6379/15"

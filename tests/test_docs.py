@@ -1,10 +1,12 @@
 """Documentation that cannot rot: it names what there is, with the values that there are."""
 
 import inspect
+import io
 import re
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
 from pydantic_core import PydanticUndefined
 
 from ailb_project.env import Env, is_secret
@@ -35,7 +37,7 @@ def shown_default(name: str) -> str | None:
         return str(default).lower()
     if isinstance(default, tuple):
         return ",".join(default)
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return str(default)
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +47,27 @@ def listed() -> dict[str, list[str]]:
 
 
 class TestConfiguration:
-    """`| `NAME` | default | description |`, in the order of the code; a setting without a default says `none`."""
+    """`| `NAME` | default | description |`, in the order of the code; secrets are marked."""
+
+    def test_it_is_what_the_command_prints(self):
+        printed = io.StringIO()
+        call_command("settings_docs", stdout=printed)
+        assert CONFIGURATION.read_text() == printed.getvalue()
 
     def test_it_lists_every_setting_and_no_other_in_the_order_of_the_code(self, listed):
         assert list(listed) == list(Env.model_fields)
 
     def test_each_with_its_description(self, listed):
-        wrong = [name for name, field in Env.model_fields.items() if field.description not in listed.get(name, [])]
+        wrong = [name for name, field in Env.model_fields.items() if not listed[name][-1].startswith(field.description)]
         assert wrong == []
 
     def test_each_with_its_default(self, listed):
         told = {name: {cell.strip("`") for cell in listed.get(name, [])} for name in Env.model_fields}
         expected = {name: {default} if (default := shown_default(name)) else {"", "none", "–"} for name in told}
         assert [name for name in told if not told[name] & expected[name]] == []
+
+    def test_secrets_are_marked_and_nothing_else_is(self, listed):
+        assert [name for name in listed if listed[name][-1].endswith("(secret)")] == [n for n in listed if is_secret(n)]
 
 
 @pytest.mark.parametrize("name", Env.model_fields)

@@ -90,15 +90,18 @@ class RedisCounters:
         if not terms:
             return Headroom(None, None)
         counted = [self._period(budget, at) for budget in terms]
-        pending = self._outbox.pending
-        reply = await self._ask(self._headroom, [one.key for one in counted], counted)
-        headroom, used_up = _headroom(terms, reply)
-        # A caller who sends requests one after the other must not be refused for what it has given back already.
-        if used_up is not None and pending and await self._outbox.drained():
-            reply = await self._ask(self._headroom, [one.key for one in counted], counted)
-            headroom, used_up = _headroom(terms, reply)
+        try:
+            figures = await self._ask(
+                self._headroom,
+                [one.key for one in counted],
+                counted,
+                lambda words: _headroom(terms, words)[1] is not None,
+            )
+        except Unreachable:
+            raise _unavailable() from None
+        headroom, used_up = _headroom(terms, figures)
         if used_up is not None:
-            raise _refusal(terms[used_up], reply[6 * used_up : 6 * used_up + 6], at)
+            raise _refusal(terms[used_up], figures[6 * used_up : 6 * used_up + 6], at)
         return headroom
 
     async def hold(self, request_id: str, terms: tuple[BudgetTerms, ...], amount: Amount, at: datetime) -> None:
@@ -116,15 +119,17 @@ class RedisCounters:
         ]
         # Unsure from here until an answer: a caller that is cancelled settles, and the hold may come after that.
         self._held[request_id] = True
-        pending = self._outbox.pending
-        reply = await self._ask_to_hold(request_id, arguments, counted)
-        if reply[0] == b"over" and pending and await self._outbox.drained():
-            reply = await self._ask_to_hold(request_id, arguments, counted)
-        if reply[0] == b"1":
+        try:
+            words = await self._ask(self._hold, arguments, counted, lambda words: words[0] == b"over")
+        except Unreachable as error:
+            if not error.sent:
+                self._held.pop(request_id, None)
+            raise _unavailable() from None
+        if words[0] == b"1":
             self._held[request_id] = False
             return
         self._held.pop(request_id, None)
-        raise _refusal(terms[int(reply[1]) - 1], reply[2:], at) if reply[0] == b"over" else _unavailable()
+        raise _refusal(terms[int(words[1]) - 1], words[2:], at) if words[0] == b"over" else _unavailable()
 
     def settle(self, request_id: str, owners: Owners, spent: Amount, at: datetime) -> None:
         unsure = self._held.pop(request_id, None)
@@ -162,27 +167,30 @@ class RedisCounters:
             self._counted[name] = counted
         return counted
 
-    async def _ask_to_hold(self, request_id: str, arguments: list[Any], counted: list[_Counted]) -> list[bytes]:
-        try:
-            return await self._ask(self._hold, arguments, counted)
-        except _NotSent:
-            self._held.pop(request_id, None)
-            raise
-
-    async def _ask(self, script: Script, arguments: list[Any], counted: list[_Counted]) -> list[bytes]:
-        """A script's answer in words, once all the budgets have been read from the ledger."""
+    async def _ask(
+        self, script: Script, arguments: list[Any], counted: list[_Counted], refused: Callable[[list[bytes]], bool]
+    ) -> list[bytes]:
+        """A script's answer in words. A refusal counts only after what this process settled before has arrived: who
+        sends its requests one after the other must not meet itself.
+        """
+        pending = self._outbox.pending
         try:
             async with asyncio.timeout(_LOAD):
-                while True:
-                    reply = await self._client.call(script, arguments)
-                    words: list[bytes] = reply.split() if isinstance(reply, bytes) else [b"%d" % reply]
-                    if words[0] != b"load":
-                        return words
-                    await self._load_all([counted[int(index) - 1] for index in words[1:]])
-        except Unreachable as error:
-            raise (_unavailable() if error.sent else _NotSent(_UNAVAILABLE, retry_after=1)) from None
+                words = await self._ask_once(script, arguments, counted)
+                if pending and refused(words) and await self._outbox.drained():
+                    words = await self._ask_once(script, arguments, counted)
+                return words
         except TimeoutError:
             raise _unavailable() from None
+
+    async def _ask_once(self, script: Script, arguments: list[Any], counted: list[_Counted]) -> list[bytes]:
+        """An answer once all the budgets have been read from the ledger."""
+        while True:
+            reply = await self._client.call(script, arguments)
+            words: list[bytes] = reply.split() if isinstance(reply, bytes) else [b"%d" % reply]
+            if words[0] != b"load":
+                return words
+            await self._load_all([counted[int(index) - 1] for index in words[1:]])
 
     async def _load_all(self, counted: list[_Counted]) -> None:
         for one in counted:
@@ -240,15 +248,8 @@ class RedisCounters:
         await written
 
 
-class _NotSent(GuardUnavailable):
-    """Redis surely never saw the call."""
-
-
-_UNAVAILABLE = "Budgets cannot be checked at the moment."
-
-
 def _unavailable() -> GuardUnavailable:
-    return GuardUnavailable(_UNAVAILABLE, retry_after=1)
+    return GuardUnavailable("Budgets cannot be checked at the moment.", retry_after=1)
 
 
 def give_back_process(process_id: str, owners: Iterable[Owners] = (), *, prefix: str = PREFIX) -> bool:

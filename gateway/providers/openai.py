@@ -113,6 +113,16 @@ class Vendor(HttpProvider):
         return Reader(self)
 
 
+class _Like(msgspec.Struct, frozen=True):
+    """A chunk of which the next ones differ in nothing but their content, as nearly all of a stream do."""
+
+    before: bytes
+    """Up to the content's opening quote."""
+    after: bytes
+    """From its closing quote on."""
+    event: StreamEvent
+
+
 class Reader(StreamReader):
     """Chat completion chunks as they come."""
 
@@ -120,6 +130,7 @@ class Reader(StreamReader):
         self._provider = provider
         self._events = EventDecoder()
         self._finished = False
+        self._like: _Like | None = None
 
     def feed(self, chunk: bytes) -> list[StreamEvent]:
         try:
@@ -140,8 +151,43 @@ class Reader(StreamReader):
             if data.startswith(b"[DONE]"):
                 self.done = True
                 break
-            events.append(self._event(data))
+            events.append(self._repeated(data) or self._event(data))
         return events
+
+    def _repeated(self, data: bytes) -> StreamEvent | None:
+        """The event of a chunk like the one before, read without parsing: half of what a chunk costs.
+
+        What stands before and after the content is the same to the byte, and the content has no quote, backslash or
+        control character: so it parses as the one before did.
+        """
+        like = self._like
+        if like is None or not (data.startswith(like.before) and data.endswith(like.after)):
+            return None
+        content = data[len(like.before) : -len(like.after)]
+        if not content or b'"' in content or b"\\" in content or len(data) < len(like.before) + len(like.after):
+            return None
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            return None
+        if not text.isprintable():
+            return None
+        event = like.event
+        return StreamEvent(
+            data, text, True, None, None, False, event.null_usage, event.served_model, event.service_tier
+        )
+
+    def _remember(self, chunk: _Chunk, event: StreamEvent) -> None:
+        """Keep a chunk of one choice whose only news is its content as what the next ones are compared with."""
+        delta = chunk.choices[0].delta if chunk.choices and len(chunk.choices) == 1 else None
+        if delta is None or event.finish_reason is not None or event.usage is not None:
+            return
+        if not isinstance(delta.content, str) or delta.content != event.text or delta.tool_calls is not None:
+            return
+        quoted = b'"%b"' % event.text.encode()
+        if event.text and event.data.count(quoted) == 1:
+            at = event.data.index(quoted)
+            self._like = _Like(event.data[: at + 1], event.data[at + len(quoted) - 1 :], event)
 
     def _event(self, data: bytes) -> StreamEvent:
         try:
@@ -160,7 +206,7 @@ class Reader(StreamReader):
             finish = choice.finish_reason or finish
         self._finished = self._finished or finish is not None
         usage = chunk.usage if chunk.usage is not msgspec.UNSET else None
-        return StreamEvent(
+        event = StreamEvent(
             data=data if b"\n" not in data else data.replace(b"\n", b" "),
             text=text or "",
             content=bool(text),
@@ -171,6 +217,8 @@ class Reader(StreamReader):
             served_model=chunk.model,
             service_tier=chunk.service_tier,
         )
+        self._remember(chunk, event)
+        return event
 
 
 def _text(message: _Message) -> str:

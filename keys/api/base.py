@@ -77,7 +77,10 @@ class View(APIView):
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
+        # Django would log every 5xx as an error of ours; a 501 is none, and a 503 has its own line (gateway.render).
+        response._has_been_logged = True
         response["x-request-id"] = render.request_id(request)
+        response["Cache-Control"] = "no-store"  # secrets among it, and figures that are old a second later
         return response
 
 

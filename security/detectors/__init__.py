@@ -5,6 +5,7 @@ To add one:
 1. Put `security/detectors/<name>.py` here; the module's name is the detector's.
 2. In it, set `CATEGORY` (a `base.Category`) and `REPLACEMENT`, the text that stands for what is sanitised.
 3. Define `find(text, policy) -> Sequence[base.Hit]`: pure, linear in the text, microseconds where nothing is there.
+   Where a policy may give it nothing to look for, define `applies(policy)` too: texts are not shown to it then.
 4. Read nothing but its arguments; what an admin sets is a field of `base.ScreenPolicy`, and a category that is new has
    its default in `base.BALANCED`.
 5. Add `tests/security/detectors/test_<name>.py` with a subclass of `DetectorContract`.
@@ -22,7 +23,7 @@ import msgspec
 from security.detectors.base import Category
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from security.detectors.base import Hit, ScreenPolicy
 
@@ -40,6 +41,8 @@ class Detector(msgspec.Struct, frozen=True):
     category: Category
     replacement: str
     find: Find
+    applies: Callable[[ScreenPolicy], bool]
+    """Whether a policy gives it anything to look for; a module without `applies` always has."""
 
 
 def names() -> list[str]:
@@ -55,4 +58,14 @@ def detectors() -> tuple[Detector, ...]:
 
 def _detector(name: str) -> Detector:
     module = importlib.import_module(f"{__name__}.{name}")
-    return Detector(name=name, category=Category(module.CATEGORY), replacement=module.REPLACEMENT, find=module.find)
+    return Detector(
+        name=name,
+        category=Category(module.CATEGORY),
+        replacement=module.REPLACEMENT,
+        find=module.find,
+        applies=getattr(module, "applies", _always),
+    )
+
+
+def _always(policy: ScreenPolicy) -> bool:
+    return True

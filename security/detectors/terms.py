@@ -42,10 +42,13 @@ def fold(text: str) -> str:
     return text.lower() if text.isascii() else unicodedata.normalize("NFKD", text.translate(_folds))
 
 
+def applies(policy: ScreenPolicy) -> bool:
+    """Only a policy with terms has anything to look for."""
+    return bool(policy.blocked_terms)
+
+
 def find(text: str, policy: ScreenPolicy) -> Sequence[Hit]:
     """Every blocked term in `text`; spans may overlap."""
-    if not policy.blocked_terms:
-        return ()
     folded = fold(text)
     spans = [span for term in policy.blocked_terms if term in folded for span in _spans(term, folded)]
     if not spans or text.isascii():

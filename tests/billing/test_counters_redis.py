@@ -5,10 +5,8 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from datetime import datetime, timedelta
 
-import msgspec
 import pytest
 import redis
 from django.db import DatabaseError
@@ -23,6 +21,8 @@ from billing.counters.redis import RedisCounters, give_back_process
 from billing.counters.standing import OpenHold, read_standing
 from billing.models import LedgerEntry
 from gateway.errors import BudgetExceeded, GuardUnavailable
+from gateway.types import Limit
+from keys.limits.redis import RedisLimits
 from tests.billing.counters_contract import (
     ALICE,
     NOTHING,
@@ -40,6 +40,13 @@ from tests.support.redis_server import DeafProxy, OwnRedis, own_prefix
 
 redis_only = pytest.mark.redis
 BOB = Owners("key_2", "bob", "blue")
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch, request):
+    """A busy machine is no fault of Redis; where its faults are the subject, the true limit holds."""
+    if "own_redis" not in request.fixturenames:
+        monkeypatch.setattr("ailb_project.shared_redis._CEILING", 5.0)
 
 
 @pytest.fixture
@@ -428,7 +435,7 @@ async def test_holds_in_a_stalled_servers_buffer_reserve_nothing(own_redis, ledg
     tries = await asyncio.gather(
         *(counters.hold(f"r{number}", (budget(),), amount("1"), NOW) for number in range(5)), return_exceptions=True
     )
-    assert {type(one) for one in tries} <= {GuardUnavailable} | set(GuardUnavailable.__subclasses__())
+    assert {type(one) for one in tries} == {GuardUnavailable}
     for number in range(5):
         counters.settle(f"r{number}", ALICE, NOTHING, NOW)
     own_redis.go_on()
@@ -559,6 +566,25 @@ async def test_closing_while_redis_is_gone_ends(own_redis, ledger, monkeypatch):
     assert "redis_not_drained" in {line["event"] for line in logs}
 
 
+@redis_only
+async def test_limits_and_counters_share_a_client_and_close_one_after_the_other(redis_url, prefix, ledger):
+    client = SharedRedis(redis_url, prefix=prefix)
+    limits, counters = RedisLimits(client, "gw_1"), RedisCounters(client, FakeWriter(), "gw_1", ledger.standing)
+    parallel = (Limit("key", "key_1", None, None, 1),)
+    admission = await limits.admit("a", parallel)
+    await counters.hold("a", (budget(),), amount("5"), NOW)
+    counters.settle("a", ALICE, amount("1"), NOW)
+    await counters.close()
+    limits.leave(admission)
+    await limits.close()
+    later = process(redis_url, ledger, "gw_2", prefix=prefix)
+    assert await left(later, budget()) == 9
+    await later.close()
+    again = RedisLimits(SharedRedis(redis_url, prefix=prefix), "gw_3")
+    await again.admit("b", parallel)
+    await again.close()
+
+
 # ── where a budget stands by the ledger ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -617,8 +643,6 @@ def test_amounts_split_and_joined():
         usd, pico = redis_counters._split(D(text))
         assert 0 <= pico < 10**12
         assert redis_counters._joined(b"%d" % usd, b"%d" % pico) == D(text)
-    assert redis_counters._split(D("0.0000000000001"), "ROUND_CEILING") == (0, 1)
+    assert redis_counters._split(D("-0.25")) == (-1, 750_000_000_000)
     assert redis_counters._split(D("0.0000000000001")) == (0, 0)
-    assert msgspec.json.encode(redis_counters._split(Decimal("-0.25"))) == b"[-1,750000000000]"
-    assert NOW.tzinfo is UTC
-    assert BOB.pairs()
+    assert redis_counters._split(D("0.0000000000001"), "ROUND_CEILING") == (0, 1)

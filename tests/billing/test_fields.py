@@ -71,7 +71,7 @@ def test_null_stays_null(database):
     assert LedgerEntry.objects.using(database).aggregate(sum=Sum("cost_usd", output_field=MoneyField()))["sum"] is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors], max_examples=20, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors], max_examples=20)
 @given(costs=st.lists(amounts, min_size=1, max_size=30))
 def test_sums_are_exact(database, costs):
     rows = LedgerEntry.objects.using(database)
@@ -83,9 +83,9 @@ def test_sums_are_exact(database, costs):
     assert found == {"sum": sum(costs, D(0)), "least": min(costs), "most": max(costs)}
 
 
-def test_ten_thousand_tenths_are_a_thousand(database):
-    entries(database, *[D("0.1")] * 10_000)
-    assert LedgerEntry.objects.using(database).aggregate(sum=Sum("cost_usd"))["sum"] == 1000
+def test_a_thousand_tenths_are_a_hundred(database):
+    entries(database, *[D("0.1")] * 1000)
+    assert LedgerEntry.objects.using(database).aggregate(sum=Sum("cost_usd"))["sum"] == 100
 
 
 def test_it_is_compared_and_ordered_as_a_number(database):

@@ -35,7 +35,7 @@ rows = st.builds(
 
 
 def read_all(journal: Journal) -> list[LedgerRow]:
-    return [row for path in journal.files() for row in journal.read(path)]
+    return [row for _, path in Journal.left_by(journal.path.parent) for row in journal.read(path)]
 
 
 @given(batches=st.lists(st.lists(rows, max_size=3), max_size=3))
@@ -60,7 +60,7 @@ def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
     first, second = make_row(), make_row()
     journal.append([first])
     journal.append([second])
-    (path,) = journal.files()
+    path = journal.path
     path.write_bytes(path.read_bytes()[:-30])
     assert journal.read(path) == [first]
 
@@ -69,7 +69,7 @@ def test_a_damaged_line_does_not_take_its_neighbours_along(tmp_path):
     journal = Journal(tmp_path, "gw_1")
     rows = [make_row() for _ in range(3)]
     journal.append(rows)
-    (path,) = journal.files()
+    path = journal.path
     one, two, three = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(one + two.replace(b'"', b"'") + three)
     assert journal.read(path) == [rows[0], rows[2]]
@@ -80,7 +80,7 @@ def test_a_journal_is_for_its_owner_alone(tmp_path):
     journal = Journal(folder, "gw_1")
     journal.append([make_row(tags=("private",))])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    (path,) = journal.files()
+    path = journal.path
     assert path.name == "gw_1.jsonl"
 
 
@@ -99,13 +99,14 @@ def test_journals_of_earlier_processes_come_first(tmp_path):
 
 
 def test_without_a_folder_there_is_nothing_to_read(tmp_path):
-    assert Journal(tmp_path / "nowhere", "gw_1").files() == []
+    assert Journal.left_by(tmp_path / "nowhere") == []
+    assert Journal.read(tmp_path / "nowhere" / "gw_1.jsonl") == []
 
 
 def test_a_rejected_row_is_kept_for_a_person_and_not_replayed(tmp_path):
     journal = Journal(tmp_path, "gw_1")
     journal.reject(make_row(request_id="req_bad"))
-    assert journal.files() == []
+    assert Journal.left_by(tmp_path) == []
     assert "req_bad" in (tmp_path / "rejected.txt").read_text()
 
 

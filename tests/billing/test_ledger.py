@@ -255,7 +255,7 @@ class TestWithoutTheDatabase:
         database.fails(error("gone"))
         row = make_row()
         loop.do(lambda: writer.hold(row), within=5)
-        kept = [kept for path in journal.files() for kept in journal.read(path)]
+        kept = journal.read(journal.path)
         assert kept == [row]
         assert stored() == []
         database.works()
@@ -270,7 +270,7 @@ class TestWithoutTheDatabase:
         # By itself, without another request.
         eventually(lambda: len(stored()) == 3)
         assert [request_id for request_id, _ in stored()] == [row.request_id for row in rows]
-        eventually(lambda: not journal.files())
+        eventually(lambda: not journal.path.exists())
 
     def test_order_is_kept_across_the_outage(self, writer, loop, journal, database):
         hold = make_row()
@@ -289,23 +289,29 @@ class TestWithoutTheDatabase:
             loop.do(lambda: writer.hold(make_row()))
         assert database.tries == 1
 
-    def test_what_an_earlier_process_journalled_is_written_at_the_start(self, committed, loop, tmp_path):
-        rows = [make_row(process_id="gw_before") for _ in range(3)]
-        Journal(tmp_path, "gw_before").append(rows)
-        writer = LedgerWriter(Journal(tmp_path, "gw_now"))
-        writer.start(loop.loop)
-        assert len(stored()) == 3
-        assert Journal(tmp_path, "gw_now").files() == []
-        loop.do(writer.stop)
+    def test_what_a_dead_process_journalled_is_written(self, committed, tmp_path):
+        rows = {process: [make_row(process_id=process) for _ in range(3)] for process in ("gw_dead", "gw_alive")}
+        for process, journalled in rows.items():
+            Journal(tmp_path, process).append(journalled)
+        ledger.replay_of_dead(tmp_path, lambda process: process == "gw_alive")
+        assert [request_id for request_id, _ in stored()] == [row.request_id for row in rows["gw_dead"]]
+        assert [process for process, _ in Journal.left_by(tmp_path)] == ["gw_alive"]
 
-    def test_a_journal_that_was_replayed_halfway_is_replayed_again_without_doubles(self, committed, loop, tmp_path):
-        rows = [make_row(process_id="gw_before") for _ in range(300)]
-        Journal(tmp_path, "gw_before").append(rows)
+    def test_a_journal_that_was_replayed_halfway_is_replayed_again_without_doubles(self, committed, tmp_path):
+        rows = [make_row(process_id="gw_dead") for _ in range(300)]
+        Journal(tmp_path, "gw_dead").append(rows)
         ledger.insert(rows[:100])
-        writer = LedgerWriter(Journal(tmp_path, "gw_now"))
-        writer.start(loop.loop)
+        ledger.replay_of_dead(tmp_path, lambda process: False)
         assert len(stored()) == 300
-        loop.do(writer.stop)
+
+    def test_a_replay_that_fails_keeps_the_journal(self, committed, tmp_path, database):
+        Journal(tmp_path, "gw_dead").append([make_row(process_id="gw_dead")])
+        database.fails(OperationalError("gone"))
+        with pytest.raises(OperationalError):
+            ledger.replay_of_dead(tmp_path, lambda process: False)
+        database.works()
+        ledger.replay_of_dead(tmp_path, lambda process: False)
+        assert len(stored()) == 1
 
     def test_stopping_without_it_keeps_the_rows(self, committed, loop, journal, database):
         writer = LedgerWriter(journal)
@@ -319,7 +325,7 @@ class TestWithoutTheDatabase:
 
         loop.do(put_and_stop)
         database.works()
-        assert len([row for path in journal.files() for row in journal.read(path)]) == 10
+        assert len(journal.read(journal.path)) == 10
 
 
 class TestWithoutTheDiskToo:

@@ -46,6 +46,7 @@ def test_all_that_is_given_is_read_back_and_enforced_on_the_row(cast: Cast):
 def test_the_secret_is_shown_once_and_kept_as_a_digest(cast: Cast):
     answer = cast["ada"].post("/api/keys", name="n")
     secret, data = answer.body["key"], answer.body["key_data"]
+    assert answer.headers["cache-control"] == "no-store"
     assert secrets.well_formed(secret)
     assert VirtualKey.objects.get(pk=data["id"]).digest == digest(secret)
     assert data["hint"] == secret[-4:]

@@ -16,6 +16,13 @@ from tests.support.redis_server import DeafProxy, OwnRedis, own_prefix, until_re
 pytestmark = pytest.mark.redis
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch, request):
+    """A busy machine is no fault of Redis; where its faults are the subject, the true limit holds."""
+    if "own_redis" not in request.fixturenames:
+        monkeypatch.setattr("ailb_project.shared_redis._CEILING", 5.0)
+
+
 @pytest.fixture
 def prefix(redis_url):
     with own_prefix(redis_url) as prefix:

@@ -300,4 +300,6 @@ class TestOurOwnDefects:
         make_budget("user", "alice", dollars="1")
         answer = gateway.chat(alice, stream=stream)
         closing = gateway.closing(answer.id)
-        assert (closing.kind, closing.status) == ("release", 500)
+        assert closing.status == 500
+        # What it cost is not known, and may be everything.
+        assert closing.kind == "release" or closing.estimated

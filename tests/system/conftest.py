@@ -1,0 +1,66 @@
+"""Gateways in processes of their own."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.serving import ADMIN_KEY, Serving
+from tests.support.upstream import Upstream
+
+# In the price list: what answers cost is known without a price of ours.
+MODEL = "gpt-4o-mini"
+
+
+def openai_settings(upstream: Upstream, *models: str) -> dict[str, str]:
+    """The scripted upstream as the environment's provider."""
+    return {
+        "OPENAI_API_KEY": "sk-test-upstream-credential-0123456789",
+        "OPENAI_BASE_URL": upstream.url,
+        "OPENAI_MODELS": ",".join(models or (MODEL,)),
+    }
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a first start leaves it; copied, it saves a test the migrations and the price list."""
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    gateway = Serving(folder)
+    gateway.python("from ailb_project import bootstrap; bootstrap.prepare(workers=1)")
+    return folder
+
+
+@pytest.fixture
+def make_gateway(tmp_path: Path, prepared: Path) -> Iterator[Callable[..., Serving]]:
+    """Make gateways that are ended with the test. `empty`: on a folder that is not there yet."""
+    made: list[Serving] = []
+
+    def make(name: str = "data", *, empty: bool = False, **settings: str) -> Serving:
+        folder = tmp_path / name
+        if not empty and not folder.exists():
+            shutil.copytree(prepared, folder)
+        gateway = Serving(folder, **settings)
+        made.append(gateway)
+        return gateway
+
+    yield make
+    for gateway in made:
+        gateway.end()
+
+
+@pytest.fixture
+def serving(make_gateway: Callable[..., Serving], upstream: Upstream) -> Serving:
+    """A gateway that serves the scripted upstream, ready."""
+    return make_gateway(**openai_settings(upstream)).start()
+
+
+@pytest.fixture
+def admin() -> dict[str, str]:
+    """The headers of the admin key."""
+    return {"authorization": f"Bearer {ADMIN_KEY}"}
+
+
+def chat(**body: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": "Hi there"}], **body}
