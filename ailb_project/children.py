@@ -8,22 +8,25 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import structlog
+from django.conf import settings
 
 log = structlog.get_logger()
 
 _MANAGE = Path(__file__).resolve().parent.parent / "manage.py"
 _RESTART_SECONDS = 2.0
-_STOP_SECONDS = 15.0
+_STOP_SECONDS = 10.0  # beyond what requests in flight are given
 
 
 class Children:
     """Management commands as child processes."""
 
-    def __init__(self, commands: list[list[str]]) -> None:
+    def __init__(self, commands: list[list[str]], *, pass_fds: tuple[int, ...] = ()) -> None:
         self._commands = commands
+        self._pass_fds = pass_fds
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -39,8 +42,9 @@ class Children:
         self._stopping.set()
         for child in self._running.values():
             child.terminate()
+        deadline = time.monotonic() + settings.ENV.AILB_SHUTDOWN_SECONDS + _STOP_SECONDS
         for thread in self._threads:
-            thread.join(_STOP_SECONDS)
+            thread.join(max(deadline - time.monotonic(), 0))
         for child in self._running.values():
             if child.poll() is None:
                 child.kill()
@@ -51,6 +55,7 @@ class Children:
             child = subprocess.Popen(
                 [sys.executable, str(_MANAGE), *command],
                 stdin=subprocess.PIPE,
+                pass_fds=self._pass_fds,
                 # A Ctrl-C at the terminal goes to the parent, which ends its children in order.
                 start_new_session=True,
             )

@@ -1,8 +1,6 @@
 """`serve --server daphne`: the other ASGI server, for those who run it already. Twice uvicorn's CPU a request."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 from daphne.endpoints import build_endpoint_description_strings
 from daphne.server import Server
@@ -13,8 +11,10 @@ from twisted.internet.defer import Deferred
 from gateway import lifespan
 
 
-def run(application: Callable[..., Any]) -> None:
+def run() -> None:
     """Serve until SIGTERM or Ctrl-C. daphne has no lifespan, so the data plane is opened and closed from here."""
+    from ailb_project.asgi import application
+
     server = Server(
         application,
         endpoints=build_endpoint_description_strings(host=settings.ENV.HOST, port=settings.ENV.HTTP_PORT),

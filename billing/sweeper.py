@@ -7,6 +7,8 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
+from billing.counters.base import Owners
+from billing.counters.redis import give_back_process
 from billing.models import LedgerEntry
 from billing.models.ledger import Kind
 from gateway.models import GatewayProcess
@@ -25,15 +27,19 @@ def close_orphans(*, dead: Q) -> int:
     """
     closed = 0
     for process in GatewayProcess.objects.filter(dead, swept_at=None):
-        count = _close_holds_of(process)
-        GatewayProcess.objects.filter(pk=process.pk).update(swept_at=timezone.now())
+        owners: set[Owners] = set()
+        count = _close_holds_of(process, owners)
+        if give_back_process(process.pk, owners):
+            # Where Redis did not answer it is tried again: what the dead held there must not stay reserved.
+            GatewayProcess.objects.filter(pk=process.pk).update(swept_at=timezone.now())
         if count:
             log.warning("orphaned_holds_closed", process_id=process.pk, count=count)
         closed += count
     return closed
 
 
-def _close_holds_of(process: GatewayProcess) -> int:
+def _close_holds_of(process: GatewayProcess, owners: set[Owners]) -> int:
+    """Close them, and add whose they were to `owners`."""
     closing = LedgerEntry.objects.filter(request_id=OuterRef("request_id"), kind__in=[Kind.SETTLEMENT, Kind.RELEASE])
     orphans = LedgerEntry.objects.filter(
         ~Exists(closing),
@@ -44,6 +50,7 @@ def _close_holds_of(process: GatewayProcess) -> int:
     closed = 0
     while batch := list(orphans[:_BATCH]):
         closed += len(batch)
+        owners.update(Owners(hold.key_id, hold.user_id, hold.team) for hold in batch)
         with transaction.atomic():
             LedgerEntry.objects.bulk_create([_closing(hold) for hold in batch], ignore_conflicts=True)
     return closed

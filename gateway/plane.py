@@ -16,7 +16,7 @@ from billing.counters.base import BudgetCounters
 from billing.counters.memory import MemoryCounters
 from billing.holds import Holds
 from billing.ledger import LedgerWriter
-from gateway import background, liveness, providers
+from gateway import background, liveness, metrics, providers
 from gateway.identifiers import new_process_id
 from gateway.providers.base import Provider
 from gateway.routing.signals import Signals
@@ -26,6 +26,8 @@ from keys.limits.base import Limits
 from keys.limits.memory import MemoryLimits
 
 log = structlog.get_logger()
+
+_PUBLISH_SECONDS = 1.0
 
 
 class Plane:
@@ -54,6 +56,7 @@ class Plane:
         self._providers: dict[int, Provider] = {}
         self._retired: set[Provider] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._publisher = asyncio.get_running_loop().call_later(_PUBLISH_SECONDS, self._publish)
 
     def snapshot(self) -> Snapshot:
         return store.current()
@@ -88,8 +91,14 @@ class Plane:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _publish(self) -> None:
+        """Hand what was counted to prometheus_client: another process may be the one that is scraped."""
+        metrics.publish()
+        self._publisher = asyncio.get_running_loop().call_later(_PUBLISH_SECONDS, self._publish)
+
     async def close(self) -> None:
         """Finish what runs beside requests, write the ledger out, let go of everything."""
+        self._publisher.cancel()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.writer.stop()
@@ -114,16 +123,23 @@ async def open_plane() -> Plane:
     await asyncio.to_thread(liveness.sign_on, process_id, host=socket.gethostname(), data_dir=data_dir)
     writer = await asyncio.to_thread(ledger.start, loop, data_dir=data_dir, process_id=process_id)
     await asyncio.to_thread(store.start_polling, liveness.Heartbeat(process_id).beat)
+    limits, counters = _shared(env, writer, process_id) if env.REDIS_URL else (MemoryLimits(), MemoryCounters(writer))
     plane = Plane(
-        env=env,
-        pepper=settings.KEY_PEPPER,
-        process_id=process_id,
-        writer=writer,
-        limits=MemoryLimits(),
-        counters=MemoryCounters(writer),
+        env=env, pepper=settings.KEY_PEPPER, process_id=process_id, writer=writer, limits=limits, counters=counters
     )
     # What is loaded by now stays: a full collection would look through all of it, 60 ms at a time.
     gc.collect()
     gc.freeze()
     log.info("data_plane_open", process_id=process_id)
     return plane
+
+
+def _shared(env: Env, writer: LedgerWriter, process_id: str) -> tuple[Limits, BudgetCounters]:
+    """Limits and budgets that all gateway processes count together."""
+    from ailb_project.shared_redis import SharedRedis
+    from billing.counters.redis import RedisCounters
+    from keys.limits.redis import RedisLimits
+
+    assert env.REDIS_URL is not None
+    client = SharedRedis(env.REDIS_URL.get_secret_value())
+    return RedisLimits(client, process_id), RedisCounters(client, writer, process_id)

@@ -9,11 +9,13 @@ import psycopg
 
 
 @contextmanager
-def scratch_database(url: str) -> Iterator[str]:
-    """The URL of a new, empty database on the server of `url`; dropped afterwards, whoever is still connected."""
+def scratch_database(url: str, template: str = "template1") -> Iterator[str]:
+    """The URL of a new database on the server of `url`, empty or like `template`; dropped afterwards, whoever is still
+    connected.
+    """
     name = f"ailb_test_{secrets.token_hex(6)}"
     with psycopg.connect(url, autocommit=True) as server:
-        server.execute(f'CREATE DATABASE "{name}"')
+        server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         try:
             yield urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
         finally:

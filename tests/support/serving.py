@@ -27,7 +27,7 @@ SECRETS = {
     "AILB_ENCRYPTION_KEYS": base64.urlsafe_b64encode(b"0" * 32).decode(),
 }
 _OURS = ("AILB_", "OPENAI_", "ANTHROPIC_", "OLLAMA_", "ENABLE_", "DATABASE_URL", "REDIS_URL", "CHROMA_URL", "HTTP_PORT",
-         "GRPC_PORT", "HOST", "MODULE_ID", "ROUTING_STRATEGY", "DJANGO_SETTINGS_MODULE", "PYTEST")  # fmt: skip
+         "GRPC_PORT", "HOST", "MODULE_ID", "ROUTING_STRATEGY", "DJANGO_SETTINGS_MODULE", "PYTEST", "PYTHONWARNINGS")  # fmt: skip
 
 
 def free_port() -> int:
@@ -40,7 +40,7 @@ def free_port() -> int:
 def clean_environment(**settings: str) -> dict[str, str]:
     """This process's environment without AILB's settings, and with those given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    return {**kept, "PYTHONWARNINGS": "default", **settings}
+    return {**kept, **settings}
 
 
 def manage(*arguments: str, settings: Mapping[str, str], within: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
@@ -68,8 +68,9 @@ class Serving:
         self.out = folder.parent / f"{folder.name}.out"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str, ready: bool = True) -> "Serving":
-        command = [sys.executable, "manage.py", "serve", "--no-grpc", *arguments]
+    def start(self, *arguments: str, ready: bool = True, jobs: bool = False) -> "Serving":
+        """Serve; `jobs`: with the job process beside it, which costs a second of CPU at each start."""
+        command = [sys.executable, "manage.py", "serve", "--no-grpc", *([] if jobs else ["--no-jobs"]), *arguments]
         with open(self.log, "ab") as log, open(self.out, "ab") as out:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=clean_environment(**self.settings), stdout=out, stderr=log,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.serving import ADMIN_KEY, Serving
+from tests.support.postgres import scratch_database
+from tests.support.serving import ADMIN_KEY, SECRETS, Serving
 from tests.support.upstream import Upstream
 
 # In the price list: what answers cost is known without a price of ours.
@@ -30,6 +31,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gateway = Serving(folder)
     gateway.python("from ailb_project import bootstrap; bootstrap.prepare(workers=1)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_postgres(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a PostgreSQL database as a first start leaves it, to be used as a template."""
+    with scratch_database(postgres_url) as url:
+        gateway = Serving(tmp_path_factory.mktemp("prepared") / "data", DATABASE_URL=url, **SECRETS)
+        gateway.python("from ailb_project import bootstrap; bootstrap.prepare(workers=1)")
+        yield url.rpartition("/")[2]
+
+
+@pytest.fixture
+def postgres(postgres_url: str, prepared_postgres: str) -> Iterator[str]:
+    """The URL of a database of the test's own, prepared."""
+    with scratch_database(postgres_url, prepared_postgres) as url:
+        yield url
 
 
 @pytest.fixture
