@@ -36,6 +36,8 @@ def prepare(*, workers: int) -> str | None:
         environment.apply(settings.ENV)
         text = first_run.prepare(settings.ENV)
         recovery.recover(data_dir=settings.DATA_DIR)
+        if workers == 1:
+            liveness.sign_on_early(data_dir=settings.DATA_DIR)
     return text
 
 

@@ -63,6 +63,8 @@ class Children:
             if self._stopping.is_set():
                 child.terminate()
             code = child.wait()
+            if child.stdin is not None:
+                child.stdin.close()
             if not self._stopping.is_set():
                 log.error("child_ended", command=command[0], code=code)
                 self._stopping.wait(_RESTART_SECONDS)

@@ -45,9 +45,11 @@ class MoneyField(models.DecimalField):  # type: ignore[type-arg]  # generic at t
 
 def to_database(value: Decimal | None, vendor: str) -> Decimal | int | None:
     """What the driver is given for `value`: also used by the ledger's raw inserts."""
-    if value is None or vendor != "sqlite":
+    if value is None:
         return value
-    return int(value.quantize(QUANTUM, rounding=ROUND_HALF_EVEN).scaleb(PLACES))
+    # Here on every database: PostgreSQL would round half up.
+    rounded = value.quantize(QUANTUM, rounding=ROUND_HALF_EVEN)
+    return int(rounded.scaleb(PLACES)) if vendor == "sqlite" else rounded
 
 
 def from_database(value: Any, vendor: str) -> Decimal | None:

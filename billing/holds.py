@@ -305,7 +305,7 @@ class Hold:
             team=caller.team,
             provider=first.provider.slug,
             deployment=first.name,
-            requested_model=facts.requested_model,
+            requested_model=clean(facts.requested_model, 200) or "",
             routed_model=first.upstream_model,
             served_model=None,
             status=None,
@@ -325,11 +325,11 @@ class Hold:
             latency_ms=None,
             ttft_ms=None,
             overhead_ms=None,
-            session_id=self.request.session_id,
-            tags=(*caller.tags, *self.request.tags),
+            session_id=clean(self.request.session_id, 200),
+            tags=tuple(clean(tag, 100) or "" for tag in (*caller.tags, *self.request.tags)),
             attempts=(),
             security_action=facts.security_action,
-            detail={"end_user": self.request.end_user} if self.request.end_user else {},
+            detail={"end_user": clean(self.request.end_user, 512)} if self.request.end_user else {},
         )
 
     def _closing_row(

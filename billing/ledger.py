@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 import structlog
 from django.db import (
+    DatabaseError,
     DataError,
     IntegrityError,
     InterfaceError,
-    OperationalError,
     connection,
     transaction,
 )
@@ -168,7 +168,7 @@ class LedgerWriter:
                 insert_all(rows, self._journal)
                 self._database_failed_at = None
                 return None
-            except (OperationalError, InterfaceError) as error:
+            except (DatabaseError, InterfaceError) as error:
                 self._note_failure(error)
         return self._to_journal(rows)
 
@@ -227,11 +227,14 @@ def replay(journal: Journal, path: Path) -> None:
     log.info("journal_replayed", rows=len(rows))
 
 
-def replay_of_dead(folder: Path, lives: Callable[[str], bool]) -> None:
-    """Replay the journals in `folder` of processes that no longer live: their rows come before the sweeper's."""
-    for process_id, path in Journal.left_by(folder):
-        if not lives(process_id):
-            replay(Journal(folder, process_id), path)
+def replay_of_dead(folder: Path, lives: Callable[[str], bool]) -> list[str]:
+    """Replay the journals in `folder` of processes that no longer live, and name them: their rows come before the
+    sweeper's.
+    """
+    dead = [(process_id, path) for process_id, path in Journal.left_by(folder) if not lives(process_id)]
+    for process_id, path in dead:
+        replay(Journal(folder, process_id), path)
+    return [process_id for process_id, _ in dead]
 
 
 def insert(rows: Sequence[LedgerRow]) -> None:

@@ -76,12 +76,12 @@ def parameters(row: LedgerRow, vendor: str) -> list[Any]:
         for index in _TIMES:
             # As Django writes them there: naive UTC text.
             values[index] = datetime.fromtimestamp(values[index], UTC).isoformat(" ")[:-6]
-        for index in _MONEY:
-            if values[index] is not None:
-                values[index] = to_database(values[index], vendor)
     else:
         for index in _TIMES:
             values[index] = datetime.fromtimestamp(values[index], UTC)
+    for index in _MONEY:
+        if values[index] is not None:
+            values[index] = to_database(values[index], vendor)
     for index in _JSON:
         value = values[index]
         values[index] = _encode(value).decode() if value else _NOTHING[index]

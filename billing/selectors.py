@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-from django.db.models import BooleanField, Exists, F, Func, OuterRef, Q, QuerySet, Sum
+from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 from django.http import Http404
 from django.utils import timezone
 
@@ -15,16 +15,13 @@ from billing import periods, spending
 from billing.fields import MoneyField
 from billing.models import Budget, LedgerEntry
 from billing.models.budgets import Period, Scope
-from billing.models.ledger import Kind
+from billing.models.ledger import IS_CLOSING, Kind
 from gateway.types import BudgetTerms
 from keys import policy
 from keys.actors import Actor
 from keys.models import Team, User, VirtualKey
 from keys.policy import Reach
 
-# Spelt out, as in the condition of the index `one_closing_a_request`: with bound parameters SQLite cannot tell that the
-# two are the same, and reads the whole ledger for every hold.
-_IS_CLOSING = Func(F("kind"), template="%(expressions)s IN ('settlement', 'release')", output_field=BooleanField())
 WARNING_FROM = Decimal("0.8")
 """The share of a limit from which a budget's status is `warning`: the contract's 80 %."""
 
@@ -177,7 +174,7 @@ def _held_since(scope: str, owner: str, start: datetime) -> tuple[Decimal, int]:
 
 
 def _closings() -> QuerySet[LedgerEntry]:
-    return LedgerEntry.objects.filter(_IS_CLOSING, request_id=OuterRef("request_id")).order_by()
+    return LedgerEntry.objects.filter(IS_CLOSING, request_id=OuterRef("request_id")).order_by()
 
 
 # ── usage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -261,7 +258,7 @@ def _rows(holds: Sequence[LedgerEntry]) -> list[UsageRow]:
     later: dict[str, list[LedgerEntry]] = defaultdict(list)
     entries = LedgerEntry.objects.filter(request_id__in=[hold.request_id for hold in holds]).order_by("id")
     # What closed a request first, whatever was written when: adjustments correct that. Each has its own index.
-    for entry in (*entries.filter(_IS_CLOSING), *entries.filter(kind=Kind.ADJUSTMENT)):
+    for entry in (*entries.filter(IS_CLOSING), *entries.filter(kind=Kind.ADJUSTMENT)):
         later[entry.request_id].append(entry)
     return [_row(hold, later[hold.request_id]) for hold in holds]
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 from billing.counters.base import Owners
 from billing.counters.redis import give_back_process
 from billing.models import LedgerEntry
-from billing.models.ledger import Kind
+from billing.models.ledger import IS_CLOSING, Kind
 from gateway.models import GatewayProcess
 
 log = structlog.get_logger()
@@ -40,7 +40,7 @@ def close_orphans(*, dead: Q) -> int:
 
 def _close_holds_of(process: GatewayProcess, owners: set[Owners]) -> int:
     """Close them, and add whose they were to `owners`."""
-    closing = LedgerEntry.objects.filter(request_id=OuterRef("request_id"), kind__in=[Kind.SETTLEMENT, Kind.RELEASE])
+    closing = LedgerEntry.objects.filter(IS_CLOSING, request_id=OuterRef("request_id"))
     orphans = LedgerEntry.objects.filter(
         ~Exists(closing),
         kind=Kind.HOLD,

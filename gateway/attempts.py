@@ -10,7 +10,7 @@ from time import perf_counter
 from gateway import metrics
 from gateway.errors import InvalidRequest, UpstreamError
 from gateway.plane import Plane
-from gateway.providers.base import Completion, StreamEvent
+from gateway.providers.base import Completion, Provider, StreamEvent
 from gateway.types import Attempt, ChatRequest, Deployment
 
 
@@ -32,6 +32,7 @@ class Attempts:
         return len(self.made) + (1 if self._current is not None else 0)
 
     _current: tuple[Deployment, float] | None = None
+    _client: Provider
 
     async def complete(self, request: ChatRequest, candidates: Sequence[Deployment]) -> Completion:
         """The first plain answer. Raises the last candidate's `UpstreamError`, or `InvalidRequest` at once."""
@@ -39,7 +40,7 @@ class Attempts:
         for deployment in candidates:
             self._begin(deployment)
             try:
-                answer = await self._plane.provider(deployment.provider).complete(request, deployment)
+                answer = await self._client.complete(request, deployment)
             except InvalidRequest:
                 self._end("invalid_request", 400)
                 raise
@@ -58,7 +59,7 @@ class Attempts:
         self,
         request: ChatRequest,
         candidates: Sequence[Deployment],
-        on_first_event: Callable[[Deployment], Awaitable[None]],
+        on_first_event: Callable[[], Awaitable[None]],
     ) -> "LiveStream":
         """The first stream that has content, or an orderly end without any.
 
@@ -67,13 +68,13 @@ class Attempts:
         failure: UpstreamError | None = None
         for deployment in candidates:
             self._begin(deployment)
-            source = self._plane.provider(deployment.provider).stream(request, deployment)
+            source = self._client.stream(request, deployment)
             begun: list[StreamEvent] = []
             opened = False
             try:
                 async for events in source:
                     if not begun:
-                        await on_first_event(deployment)
+                        await on_first_event()
                     begun += events
                     if any(event.content for event in events):
                         break
@@ -105,6 +106,8 @@ class Attempts:
         self.deployment = deployment
         self._current = (deployment, now)
         self._plane.signals.started(deployment.name)
+        self._client = self._plane.provider(deployment.provider)
+        self._client.in_use += 1
 
     def _failed(self, error: UpstreamError) -> None:
         self._end(error.code or "upstream_error", error.upstream_status, error.message)
@@ -114,6 +117,7 @@ class Attempts:
         assert self._current is not None
         (deployment, started), self._current = self._current, None
         self._plane.signals.ended(deployment.name)
+        self._client.in_use -= 1
         provider, now = deployment.provider.slug, perf_counter()
         metrics.attempts[provider, outcome] += 1
         self.made.append(

@@ -54,7 +54,10 @@ class ChatStream:
             self.finish_reason = event.finish_reason
             if self._citations:
                 data, self._citations = _with_citations(data, self._citations), ()
-        if not self._include_usage and (event.null_usage or event.usage is not None):
+        if event.usage is not None:
+            # With a choice, or on every chunk: a client sees usage once, in an event of its own, or not at all.
+            data = _with_usage(data, None) if self._include_usage else _without_usage(data)
+        elif event.null_usage and not self._include_usage:
             data = _without_usage(data)
         return b"data: " + data + b"\n\n"
 
@@ -92,6 +95,10 @@ def _without_usage(data: bytes) -> bytes:
     chunk = msgspec.json.decode(data)
     chunk.pop("usage", None)
     return _encode(chunk)
+
+
+def _with_usage(data: bytes, usage: None) -> bytes:
+    return _encode({**msgspec.json.decode(data), "usage": usage})
 
 
 def _with_citations(data: bytes, citations: tuple[Citation, ...]) -> bytes:

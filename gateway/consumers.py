@@ -162,6 +162,8 @@ class _Watcher:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        if self._exchange.reply.ended:
+            return
         self._exchange.client_gone = True
         if self._exchange.stream and self._work is not None:
             self._work.cancel()

@@ -111,6 +111,8 @@ def _save_if_changed(row: Provider | Deployment, before: dict[str, Any]) -> None
     """An unchanged start writes nothing, so that it raises no version and fills no log."""
     new = row.pk is None
     was, now = audit.difference(before, audit.state(row))
+    if not new and isinstance(row, Provider) and row.credentials != _stored_credentials(row):
+        was["credentials"], now["credentials"] = "(set)", "(changed)"
     if not new and not now:
         return
     row.save()
@@ -121,3 +123,7 @@ def _save_if_changed(row: Provider | Deployment, before: dict[str, Any]) -> None
         before=None if new else was,
         after=audit.state(row) if new else now,
     )
+
+
+def _stored_credentials(provider: Provider) -> str:
+    return Provider.objects.values_list("credentials", flat=True).get(pk=provider.pk)

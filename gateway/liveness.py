@@ -14,6 +14,7 @@ from typing import TextIO
 from django.db.models import Q
 from django.utils import timezone
 
+from gateway.identifiers import new_process_id
 from gateway.models import GatewayProcess
 
 _BEAT_SECONDS = 1.0
@@ -23,14 +24,32 @@ _SILENT = timedelta(seconds=60)
 _locks: dict[str, TextIO] = {}
 
 
-def sign_on(process_id: str, *, host: str, data_dir: Path) -> None:
-    """Take the lock and write the row of this run of this process."""
+_signed_on: str | None = None
+
+
+def sign_on(*, data_dir: Path) -> str:
+    """Take the lock and write the row of this run of this process; returns its id."""
+    process_id = new_process_id()
     folder = data_dir / "run"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = open(folder / f"{process_id}.lock", "w")  # noqa: SIM115  # held as long as the process lives
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _locks[process_id] = lock
-    GatewayProcess.objects.create(id=process_id, host=host, pid=os.getpid())
+    GatewayProcess.objects.create(id=process_id, host=socket.gethostname(), pid=os.getpid())
+    return process_id
+
+
+def sign_on_early(*, data_dir: Path) -> None:
+    """`sign_on` while the start is still alone, so that of two that start at once the second sees the first."""
+    global _signed_on
+    _signed_on = sign_on(data_dir=data_dir)
+
+
+def signed_on(*, data_dir: Path) -> str:
+    """The id under which this process signed on early, else that of signing on now."""
+    global _signed_on
+    early, _signed_on = _signed_on, None
+    return early or sign_on(data_dir=data_dir)
 
 
 def sign_off(process_id: str) -> None:
@@ -59,11 +78,13 @@ class Heartbeat:
 
 
 def dead(*, data_dir: Path) -> Q:
-    """The processes that no longer live, whose holds nobody will close; as a filter of `GatewayProcess`."""
-    here = socket.gethostname()
-    local = GatewayProcess.objects.filter(host=here, swept_at=None).values_list("pk", flat=True)
-    gone = [pk for pk in local if not lives_here(pk, data_dir=data_dir)]
-    silent = Q(heartbeat_at__lt=timezone.now() - _SILENT) & ~Q(host=here)
+    """The processes that no longer live, whose holds nobody will close; as a filter of `GatewayProcess`.
+
+    One whose lock file is in this folder is dead when its lock can be taken; of any other only the heartbeat tells.
+    """
+    known = {path.stem: path for path in (data_dir / "run").glob("*.lock")}
+    gone = [process_id for process_id, path in known.items() if not _held(path)]
+    silent = Q(heartbeat_at__lt=timezone.now() - _SILENT) & ~Q(pk__in=known)
     return Q(pk__in=gone) | silent | Q(stopped_at__isnull=False)
 
 
@@ -74,11 +95,18 @@ def alive(*, data_dir: Path) -> list[str]:
 
 
 def lives_here(process_id: str, *, data_dir: Path) -> bool:
-    """Whether a process of this host and folder runs."""
-    return _lives(data_dir / "run" / f"{process_id}.lock")
+    """Whether a process that keeps its lock in this folder runs."""
+    return _held(data_dir / "run" / f"{process_id}.lock")
 
 
-def _lives(path: Path) -> bool:
+def clean_up(*, data_dir: Path) -> None:
+    """Remove the lock files of processes whose holds were closed; until then they tell who is dead."""
+    locks = {path.stem: path for path in (data_dir / "run").glob("*.lock")}
+    for process_id in GatewayProcess.objects.filter(pk__in=locks, swept_at__isnull=False).values_list("pk", flat=True):
+        locks[process_id].unlink(missing_ok=True)
+
+
+def _held(path: Path) -> bool:
     """Whether some process holds the lock."""
     try:
         with open(path) as lock:
@@ -87,5 +115,4 @@ def _lives(path: Path) -> bool:
         return False
     except BlockingIOError:
         return True
-    path.unlink(missing_ok=True)
     return False

@@ -7,6 +7,7 @@ check and use. Redirects are not followed upstream.
 
 import ipaddress
 import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -92,6 +93,20 @@ class CheckedResolver(AbstractResolver):
         await self._resolver.close()
 
 
-def connector(*, trusted_network: bool, **options: object) -> aiohttp.TCPConnector:
+class _CheckedConnector(aiohttp.TCPConnector):
+    """aiohttp asks its resolver for names only: an address in the URL is judged here."""
+
+    def __init__(self, *, trusted_network: bool, **options: Any) -> None:
+        super().__init__(resolver=CheckedResolver(trusted_network=trusted_network), **options)
+        self._trusted = trusted_network
+
+    async def _resolve_host(self, host: str, port: int, traces: Any = None) -> list[ResolveResult]:
+        address = _literal(host)
+        if address is not None and is_forbidden(address, trusted_network=self._trusted):
+            raise OSError(None, f"{host} is never called")
+        return await super()._resolve_host(host, port, traces)
+
+
+def connector(*, trusted_network: bool, **options: Any) -> aiohttp.TCPConnector:
     """An aiohttp connector under this policy; `options` are TCPConnector's own."""
-    return aiohttp.TCPConnector(resolver=CheckedResolver(trusted_network=trusted_network), **options)  # type: ignore[arg-type]
+    return _CheckedConnector(trusted_network=trusted_network, **options)

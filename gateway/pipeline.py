@@ -21,6 +21,7 @@ from gateway.plane import Plane
 from gateway.steps import augment, recall, remember
 from gateway.types import Citation, Deployment, Usage
 from keys.authentication import authenticate
+from keys.limits import headers as rate_headers
 from keys.limits.base import Admission
 from security import engine, events
 
@@ -147,6 +148,7 @@ class _Call:
         self._ended_at = perf_counter()
         usage = stream.usage or await self._counted(stream.text, "no_usage")
         self._settle(200, usage, **_served(stream), detail={"finish_reason": stream.finish_reason})
+        await self._open()  # where the upstream ended without a single event
         await self._exchange.reply.finish(stream.end(usage))
         return stream.text
 
@@ -163,7 +165,7 @@ class _Call:
             if piece := stream.render(events_):
                 await reply.send(piece)
 
-    async def _open(self, deployment: Deployment) -> None:
+    async def _open(self) -> None:
         """The upstream's first event: the hold must be on disk, then the headers go out."""
         await self._hold.durable
         if not self._exchange.reply.opened:
@@ -219,7 +221,7 @@ class _Call:
                 latency_ms=exchange.elapsed_ms(),
                 ttft_ms=self._since_arrival(self._first_content_at),
                 overhead_ms=self._overhead_ms(),
-                detail={name: value for name, value in (detail or {}).items() if value is not None},
+                detail={name: clean(value, 100) for name, value in (detail or {}).items() if value is not None},
             )
         )
         exchange.status = status
@@ -247,29 +249,15 @@ class _Call:
         headers: Headers = [*served_by, (b"x-ailb-attempts", b"%d" % self._attempts.number)]
         if self._exchange.cost is not None:
             headers.append((b"x-ailb-cost-usd", self._exchange.cost.encode()))
-        for kind, gauge in ((b"requests", self._admission.requests), (b"tokens", self._hold.tokens_gauge)):
+        for kind, gauge in (("requests", self._admission.requests), ("tokens", self._hold.tokens_gauge)):
             if gauge is not None:
-                headers += [
-                    (b"x-ratelimit-limit-" + kind, b"%d" % gauge.limit),
-                    (b"x-ratelimit-remaining-" + kind, b"%d" % gauge.remaining),
-                    (b"x-ratelimit-reset-" + kind, go_duration(gauge.reset).encode()),
-                ]
+                headers += [(name.encode(), value.encode()) for name, value in rate_headers.of(kind, gauge)]
         return headers
 
 
 @lru_cache(maxsize=1024)
 def _served_by_headers(provider: str, model: str) -> Headers:
     return [(b"x-ailb-provider", provider.encode()), (b"x-ailb-model", model.encode("ascii", "replace"))]
-
-
-def go_duration(seconds: float) -> str:
-    """A duration as Go prints it and OpenAI's clients parse it: 12ms, 1s, 6m0s."""
-    milliseconds = max(round(seconds * 1000), 0)
-    if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds, 60_000)
-    tail = f"{rest / 1000:g}s"
-    return f"{minutes}m{tail}" if minutes else tail
 
 
 def _served(stream: ChatStream) -> dict[str, str | None]:

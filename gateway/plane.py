@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import socket
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from billing.counters.memory import MemoryCounters
 from billing.holds import Holds
 from billing.ledger import LedgerWriter
 from gateway import background, liveness, metrics, providers
-from gateway.identifiers import new_process_id
 from gateway.providers.base import Provider
 from gateway.routing.signals import Signals
 from gateway.snapshot import Snapshot, store
@@ -28,6 +26,7 @@ from keys.limits.memory import MemoryLimits
 log = structlog.get_logger()
 
 _PUBLISH_SECONDS = 1.0
+_RETIRED_SECONDS = 5.0  # between two looks at a pool that is no longer wanted
 
 
 class Plane:
@@ -76,14 +75,17 @@ class Plane:
                 return old
             self._providers[config.id] = client
             if old is not None:
-                # Requests that still stream through the old pool finish first.
                 self._retired.add(old)
-                asyncio.get_running_loop().call_later(old.config.first_byte_timeout, self._close_retired, old)
+                self._close_retired(old)
         return client
 
     def _close_retired(self, provider: Provider) -> None:
-        self._retired.discard(provider)
-        self.spawn(provider.close())
+        """Close an old pool once the last request through it has ended."""
+        if provider.in_use:
+            asyncio.get_running_loop().call_later(_RETIRED_SECONDS, self._close_retired, provider)
+        else:
+            self._retired.discard(provider)
+            self.spawn(provider.close())
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` beside the request; the shutdown waits for it."""
@@ -119,8 +121,7 @@ async def open_plane() -> Plane:
     env: Env = settings.ENV
     data_dir: Path = settings.DATA_DIR
     loop = asyncio.get_running_loop()
-    process_id = new_process_id()
-    await asyncio.to_thread(liveness.sign_on, process_id, host=socket.gethostname(), data_dir=data_dir)
+    process_id = await asyncio.to_thread(liveness.signed_on, data_dir=data_dir)
     writer = await asyncio.to_thread(ledger.start, loop, data_dir=data_dir, process_id=process_id)
     await asyncio.to_thread(store.start_polling, liveness.Heartbeat(process_id).beat)
     limits, counters = _shared(env, writer, process_id) if env.REDIS_URL else (MemoryLimits(), MemoryCounters(writer))

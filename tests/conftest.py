@@ -109,9 +109,7 @@ def _server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def gateway(
-    committed: None, _server: Server, upstream: Upstream, settings: Any, tmp_path: Path
-) -> Iterator[Gateway]:
+def gateway(committed: None, _server: Server, upstream: Upstream, settings: Any, tmp_path: Path) -> Iterator[Gateway]:
     """The gateway, with an open data plane. After the test everything must be at rest."""
     settings.DATA_DIR = tmp_path / "data"
     settings.DATA_DIR.mkdir()
@@ -202,4 +200,3 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("NOT TESTED", red=True, bold=True)
         for reason, number in sorted(reasons.items()):
             terminalreporter.line(f"{number:4d} skipped: {reason.removeprefix('Skipped: ')}", red=True)
-

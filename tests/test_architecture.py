@@ -21,8 +21,9 @@ GENERATED = re.compile(r"/migrations/|_pb2(_grpc)?\.py$")
 
 # Modules that must not know the ORM, a request's own path first of all.
 PURE = (
-    "gateway/providers/*.py", "gateway/routing/*.py", "security/detectors/*.py", "gateway/types.py", "gateway/errors.py",
-    "gateway/requests.py", "gateway/chat_stream.py", "gateway/exchange.py", "gateway/planning.py", "gateway/attempts.py",
+    "gateway/providers/*.py", "gateway/routing/*.py", "security/detectors/*.py", "gateway/types.py",
+    "gateway/errors.py", "gateway/requests.py", "gateway/chat_stream.py", "gateway/exchange.py", "gateway/planning.py",
+    "gateway/attempts.py",
     "gateway/identifiers.py", "gateway/tokens.py", "billing/pricing.py", "billing/periods.py", "keys/secrets.py",
     "keys/limits/*.py",
 )  # fmt: skip
@@ -131,7 +132,9 @@ def _catches_all(handler: ast.ExceptHandler) -> bool:
 def test_only_the_outermost_places_catch_everything():
     found: dict[str, int] = {}
     for path in sources():
-        broad = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ExceptHandler) and _catches_all(n)]
+        broad = [
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ExceptHandler) and _catches_all(n)
+        ]
         if broad:
             found[name_of(path)] = len(broad)
     assert found == dict.fromkeys(MAY_CATCH_ALL, 1)

@@ -10,7 +10,7 @@ from django.utils import timezone
 from billing.counters.base import Amount
 from billing.fields import MoneyField
 from billing.models import LedgerEntry
-from billing.models.ledger import Kind
+from billing.models.ledger import IS_CLOSING, Kind
 from billing.spending import COUNTED
 
 _CLOSING = (Kind.SETTLEMENT, Kind.RELEASE)
@@ -51,7 +51,7 @@ def read_standing(
 
 
 def _open(entries: "QuerySet[LedgerEntry]") -> tuple[OpenHold, ...]:
-    closing = LedgerEntry.objects.filter(request_id=OuterRef("request_id"), kind__in=_CLOSING)
+    closing = LedgerEntry.objects.filter(IS_CLOSING, request_id=OuterRef("request_id"))
     rows = entries.filter(
         ~Exists(closing), kind=Kind.HOLD, created_at__gte=timezone.now() - _LONGEST_REQUEST
     ).values_list("process_id", "request_id", "held_usd", "held_prompt_tokens", "held_output_tokens")

@@ -20,6 +20,7 @@ from gateway.types import ChatRequest, Deployment, ProviderConfig, Usage
 
 _LONGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer
 _LONGEST_ERROR = 64 * 1024
+_SHORTEST_SECRET = 6  # shorter header values are words such as "true"
 _MESSAGE = 500  # characters of an upstream's message that a client may see
 # The request itself was wrong: another deployment would say the same.
 _CLIENTS_FAULT = frozenset({400, 413, 422})
@@ -69,6 +70,8 @@ class Provider(ABC):
 
     def __init__(self, config: ProviderConfig) -> None:
         self.config = config
+        self.in_use = 0
+        """Requests that are being served through it."""
 
     @staticmethod
     def auth_headers(api_key: str | None) -> dict[str, str]:
@@ -251,7 +254,9 @@ class HttpProvider(Provider):
     def _cleaned(self, text: str) -> str:
         """An upstream's words without anything that could be a credential, bounded, on one line."""
         for value in self.config.headers.values():
-            text = text.replace(value.removeprefix("Bearer "), "[removed]")
+            secret = value.removeprefix("Bearer ")
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "[removed]")
         text = _SECRET.sub("[removed]", text)
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MESSAGE]
 

@@ -7,7 +7,7 @@ import msgspec
 from gateway.errors import StreamCut
 from gateway.providers.base import Completion, HttpProvider, StreamEvent, StreamReader, stream_error
 from gateway.providers.sse import EventDecoder, EventTooLong
-from gateway.types import ChatRequest, Deployment, Usage
+from gateway.types import ChatRequest, Deployment, Json, Usage
 
 # Types of openai-python 3.54 (types/chat, types/completion_usage), read leniently: compatible servers leave fields
 # out or send null. Only what the gateway reads is named; the rest passes by.
@@ -94,9 +94,17 @@ class Vendor(HttpProvider):
             # Usage is always asked for: without it a stream could not be billed by what it was.
             options = body.get("stream_options")
             body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        if request.max_output is not None and "max_completion_tokens" not in body and "max_tokens" not in body:
-            body[self.output_cap] = request.max_output
+        self._cap(body, request.max_output)
         return _encode(body)
+
+    def _cap(self, body: Json, most: int | None) -> None:
+        """One output cap, under the client's name for it: of two the newer one, where it set none the gateway's."""
+        if body.get("max_completion_tokens") is not None:
+            body.pop("max_tokens", None)
+        elif body.get("max_tokens") is None and most is not None:
+            body.pop("max_tokens", None)
+            body.pop("max_completion_tokens", None)
+            body[self.output_cap] = most
 
     def decode(self, body: bytes) -> Completion:
         answer = _answers.decode(body)

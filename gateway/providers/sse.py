@@ -11,29 +11,45 @@ class EventDecoder:
     """Feed it bytes, get the events' `data`. Event names, ids, retry hints and comments are dropped."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._pieces: list[bytes] = []
+        """Of the event that has not ended yet; joined once, so that a long one costs linear time."""
+        self._size = 0
         self._ended_in_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that `chunk` completes. Raises `EventTooLong`."""
         if b"\r" in chunk or self._ended_in_cr:
             chunk = self._with_newlines(chunk)
-        *events, self._buffer = (self._buffer + chunk if self._buffer else chunk).split(b"\n\n")
-        if len(self._buffer) > _LONGEST_EVENT:
-            raise EventTooLong
+        if not chunk:
+            return []
+        if b"\n\n" not in chunk and not (chunk[:1] == b"\n" and self._pieces and self._pieces[-1][-1:] == b"\n"):
+            self._keep(chunk)
+            return []
+        *events, rest = b"".join((*self._pieces, chunk)).split(b"\n\n")
+        self._pieces, self._size = [], 0
+        if rest:
+            self._keep(rest)
         return [data for event in events if (data := _data(event)) is not None]
+
+    def _keep(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > _LONGEST_EVENT:
+            raise EventTooLong
 
     def end(self) -> list[bytes]:
         """What was left without its blank line when the stream ended: some servers close right after `[DONE]`."""
-        event, self._buffer = self._buffer, b""
+        event, self._pieces, self._size = b"".join(self._pieces), [], 0
         data = _data(event)
         return [data] if data is not None else []
 
     def _with_newlines(self, chunk: bytes) -> bytes:
         """CR LF and CR become LF; a CR at the end of one chunk and a LF at the start of the next are one ending."""
-        if self._ended_in_cr and chunk.startswith(b"\n"):
+        if not chunk:
+            return chunk
+        ended_in_cr, self._ended_in_cr = self._ended_in_cr, chunk.endswith(b"\r")
+        if ended_in_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
-        self._ended_in_cr = chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 

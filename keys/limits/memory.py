@@ -68,7 +68,7 @@ class MemoryLimits:
         if limit.max_parallel is not None and running >= limit.max_parallel:
             raise refusals.parallel(limit, running)
         if limit.rpm is not None and (wait := self._requests.wait(owner, limit.rpm, limit.rpm, 1)) > 0:
-            raise refusals.rate(limit, "requests", limit.rpm, wait)
+            raise refusals.rate(limit, "requests", limit.rpm, wait, burst=limit.rpm, units=1)
 
     async def take_tokens(self, request_id: str, limits: tuple[Limit, ...], tokens: int) -> Gauge | None:
         limited = [(limit, (limit.scope, limit.owner), limit.tpm) for limit in limits if limit.tpm is not None]
@@ -77,7 +77,7 @@ class MemoryLimits:
             if tokens > burst:
                 raise refusals.too_large(limit, tokens, burst)
             if (wait := self._tokens.wait(owner, tpm, burst, tokens)) > 0:
-                raise refusals.rate(limit, "tokens", tpm, wait)
+                raise refusals.rate(limit, "tokens", tpm, wait, burst=burst, units=tokens)
         tightest: Gauge | None = None
         for _, owner, tpm in limited:
             self._tokens.take(owner, tpm, tokens)

@@ -215,15 +215,17 @@ class RedisLimits:
         return list(reply)
 
     @staticmethod
-    def _refuse(reply: list[Any], wanted: list[Limit]) -> None:
+    def _refuse(reply: list[Any], wanted: list[Limit], tokens: int = 0) -> None:
         if not reply or reply[0] not in _REFUSED:
             return
         limit, value = wanted[reply[1] - 1], reply[2]
         if reply[0] == b"parallel":
             raise refusals.parallel(limit, value)
         if reply[0] == b"requests":
-            raise refusals.rate(limit, "requests", limit.rpm or 0, value / 1e6)
-        raise refusals.rate(limit, "tokens", limit.tpm or 0, value / 1e6)
+            rpm = limit.rpm or 1
+            raise refusals.rate(limit, "requests", rpm, value / 1e6, burst=rpm, units=1)
+        tpm = limit.tpm or 1
+        raise refusals.rate(limit, "tokens", tpm, value / 1e6, burst=token_burst(tpm), units=tokens)
 
     def _leave(self, request_id: str, parallel: list[str]) -> None:
         if parallel:

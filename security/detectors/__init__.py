@@ -34,6 +34,10 @@ class Find(Protocol):
     def __call__(self, text: str, policy: ScreenPolicy) -> Sequence[Hit]: ...
 
 
+def _always(policy: ScreenPolicy) -> bool:
+    return True
+
+
 class Detector(msgspec.Struct, frozen=True):
     """A module of this package, as the engine uses it."""
 
@@ -41,7 +45,7 @@ class Detector(msgspec.Struct, frozen=True):
     category: Category
     replacement: str
     find: Find
-    applies: Callable[[ScreenPolicy], bool]
+    applies: Callable[[ScreenPolicy], bool] = _always
     """Whether a policy gives it anything to look for; a module without `applies` always has."""
 
 
@@ -65,7 +69,3 @@ def _detector(name: str) -> Detector:
         find=module.find,
         applies=getattr(module, "applies", _always),
     )
-
-
-def _always(policy: ScreenPolicy) -> bool:
-    return True

@@ -5,10 +5,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.core.exceptions import PermissionDenied
 from django.utils import timezone
 
-from billing import periods
+from billing import periods, services
 from billing.models import Budget, LedgerEntry
+from gateway.types import Role
+from keys.actors import Actor
 from security.models import AuditEntry
 from tests.api.doors import Cast, make_cast, make_key
 
@@ -309,3 +312,19 @@ def test_a_leads_ceiling_is_the_teams_budget_of_the_same_period(cast: Cast):
     assert cast["lea"].post("/api/billing/budget", team="red", limit_dollars=40, limit_tokens=5).status == 201
     assert cast["lea"].post("/api/billing/budget", key_id=key, limit_dollars=41).status == 403
     assert Budget.objects.get(scope="team", period="monthly").limit_dollars == 40
+
+
+def test_services_ask_the_policy_whoever_calls_them(cast: Cast):
+    lex = Actor(role=Role.TEAM_LEAD, via="grpc", user_id="lex", team="blue")
+    alice = Actor(role=Role.MEMBER, via="grpc", user_id="alice", team="red")
+    for actor in (lex, alice):
+        for budget in cast.budgets.values():
+            with pytest.raises(PermissionDenied):
+                services.update_budget(actor=actor, budget=budget, changes={"limit_dollars": Decimal(1)})
+            with pytest.raises(PermissionDenied):
+                services.delete_budget(actor=actor, budget=budget)
+            with pytest.raises(PermissionDenied):
+                services.set_budget(
+                    actor=actor, scope=budget.scope, owner=budget.owner, limit_dollars=Decimal(1), limit_tokens=None
+                )
+    assert {budget.limit_dollars for budget in Budget.objects.all()} == {50, 60, 100, 1000}

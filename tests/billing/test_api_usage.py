@@ -239,7 +239,7 @@ def test_what_closed_a_request_is_found_by_an_index(db):
     holds = LedgerEntry.objects.filter(~Exists(selectors._closings()), kind="hold")
     assert "one_closing_a_request" in holds.explain()
     assert "SCAN U0" not in holds.explain()
-    later = LedgerEntry.objects.filter(selectors._IS_CLOSING, request_id__in=["r1", "r2"])
+    later = LedgerEntry.objects.filter(selectors.IS_CLOSING, request_id__in=["r1", "r2"])
     assert "one_closing_a_request" in later.explain()
 
 

@@ -55,7 +55,8 @@ def _entry(row):
 
 @pytest.mark.parametrize(
     "cost",
-    ["0", "0.000000000001", "0.1", "0.3", "0.0000675", "1234567.891234567891", "999999.999999999999", "-0.000000000001", "9000000"],
+    ["0", "0.000000000001", "0.1", "0.3", "0.0000675", "1234567.891234567891", "999999.999999999999",
+     "-0.000000000001", "9000000"],
 )  # fmt: skip
 def test_what_goes_in_comes_out(database, cost):
     (made,) = entries(database, D(cost))
@@ -77,9 +78,7 @@ def test_sums_are_exact(database, costs):
     rows = LedgerEntry.objects.using(database)
     rows.all()._raw_delete(database)
     entries(database, *costs)
-    found = rows.aggregate(
-        sum=Sum("cost_usd", output_field=MoneyField()), least=Min("cost_usd"), most=Max("cost_usd")
-    )
+    found = rows.aggregate(sum=Sum("cost_usd", output_field=MoneyField()), least=Min("cost_usd"), most=Max("cost_usd"))
     assert found == {"sum": sum(costs, D(0)), "least": min(costs), "most": max(costs)}
 
 

@@ -88,11 +88,13 @@ def book_of(**rates):
     since = datetime(2020, 1, 1, tzinfo=UTC)
     rows = []
     for number, (model, (into, out)) in enumerate(rates.items(), start=1):
-        values = {name: None for name in PriceRow._fields}
-        values |= {name: None for name in pricing.RATE_NAMES}
+        values = dict.fromkeys(PriceRow._fields)
+        values |= dict.fromkeys(pricing.RATE_NAMES)
         values |= {
-            "id": number, "provider": "upstream", "model": model.replace("_", "-"), "deployment": "", "effective_from": since,
-            "source": Source.FINANCE.value, "input": D(into), "output": D(out), "request": D(0), "tiers": [], "service_tiers": {},
+            "id": number, "provider": "upstream", "model": model.replace("_", "-"), "deployment": "",
+            "effective_from": since,
+            "source": Source.FINANCE.value, "input": D(into), "output": D(out), "request": D(0),
+            "tiers": [], "service_tiers": {},
         }  # fmt: skip
         rows.append(PriceRow._make(values[name] for name in PriceRow._fields))
     return Book(rows)
@@ -122,7 +124,11 @@ def asked(**body):
 
 def holds(counters=None, limits=None, unpriced="block"):
     return Holds(
-        counters=counters or Counters(), limits=limits or Limits(), writer=Writer(), process_id="gw_1", unpriced=unpriced
+        counters=counters or Counters(),
+        limits=limits or Limits(),
+        writer=Writer(),
+        process_id="gw_1",
+        unpriced=unpriced,
     )
 
 
@@ -237,7 +243,17 @@ class TestSettling:
         counted, hold = await self.placed(tags=["x"], session_id="s", user="u")
         hold.settle(served(Usage(1, 1), served_model="gpt-test-2026", detail={"finish_reason": "stop"}))
         first, last = counted.writer.rows
-        for name in ("request_id", "created_at", "key_id", "user_id", "team", "requested_model", "session_id", "tags", "stream"):
+        for name in (
+            "request_id",
+            "created_at",
+            "key_id",
+            "user_id",
+            "team",
+            "requested_model",
+            "session_id",
+            "tags",
+            "stream",
+        ):
             assert getattr(first, name) == getattr(last, name)
         assert (last.served_model, last.detail) == ("gpt-test-2026", {"end_user": "u", "finish_reason": "stop"})
         assert (last.held_usd, last.held_prompt_tokens, last.held_output_tokens) == (None, None, None)
@@ -296,7 +312,15 @@ class TestWhatIsHeldIsEnough:
 
 @pytest.mark.parametrize(
     ("text", "kept"),
-    [(None, None), ("", ""), ("plain", "plain"), ("a\0b", "ab"), ("x" * 10, "xxxxx"), ("ü\ud800", "ü?"), ("é" * 10, "é" * 5)],
+    [
+        (None, None),
+        ("", ""),
+        ("plain", "plain"),
+        ("a\0b", "ab"),
+        ("x" * 10, "xxxxx"),
+        ("ü\ud800", "ü?"),
+        ("é" * 10, "é" * 5),
+    ],
 )
 def test_what_comes_from_outside_fits_its_column(text, kept):
     assert clean(text, 5) == kept

@@ -118,9 +118,14 @@ class TestWriting:
         writer.flush()
         entry = LedgerEntry.objects.get()
         assert entry.created_at == datetime.fromtimestamp(1_760_000_000.125, UTC)
-        assert (entry.cost_usd, entry.tags, entry.detail) == (D("0.123456789012"), ["a", "ü"], {"finish_reason": "stop"})
+        assert (entry.cost_usd, entry.tags, entry.detail) == (
+            D("0.123456789012"),
+            ["a", "ü"],
+            {"finish_reason": "stop"},
+        )
         assert entry.attempts == [
-            {"provider": "upstream", "deployment": "gpt-test", "outcome": "ok", "status": 200, "started_ms": 1.5, "latency_ms": 20.25}
+            {"provider": "upstream", "deployment": "gpt-test", "outcome": "ok", "status": 200,
+             "started_ms": 1.5, "latency_ms": 20.25}
         ]  # fmt: skip
         assert (entry.estimated, entry.stream, entry.unpriced, entry.session_id) == (True, True, False, "s")
 
@@ -201,12 +206,16 @@ class TestLateClosings:
         hold = make_row()
         ledger.insert([hold])
         told = {"cost_usd": D("0.01"), "prompt_tokens": 100, "completion_tokens": 900, **fields}
-        ledger.insert([make_row("settlement", hold.request_id, process_id="sweeper", estimated=True, status=500, **told)])
+        ledger.insert(
+            [make_row("settlement", hold.request_id, process_id="sweeper", estimated=True, status=500, **told)]
+        )
         return hold.request_id
 
     def test_the_difference_becomes_an_adjustment(self, committed):
         request_id = self.swept()
-        ledger.insert([make_row("settlement", request_id, cost_usd=D("0.0000675"), prompt_tokens=11, completion_tokens=4)])
+        ledger.insert(
+            [make_row("settlement", request_id, cost_usd=D("0.0000675"), prompt_tokens=11, completion_tokens=4)]
+        )
         adjustment = LedgerEntry.objects.get(kind="adjustment")
         assert adjustment.cost_usd == D("0.0000675") - D("0.01")
         assert (adjustment.prompt_tokens, adjustment.completion_tokens) == (11 - 100, 4 - 900)
@@ -241,7 +250,9 @@ class TestLateClosings:
 
     def test_an_unpriced_one_stays_unpriced(self, committed):
         request_id = self.swept(cost_usd=None, unpriced=True)
-        ledger.insert([make_row("settlement", request_id, cost_usd=None, unpriced=True, prompt_tokens=11, completion_tokens=4)])
+        ledger.insert(
+            [make_row("settlement", request_id, cost_usd=None, unpriced=True, prompt_tokens=11, completion_tokens=4)]
+        )
         adjustment = LedgerEntry.objects.get(kind="adjustment")
         assert adjustment.cost_usd is None
         assert adjustment.prompt_tokens == 11 - 100
@@ -399,9 +410,21 @@ class TestAppendOnly:
 class TestSpending:
     def test_it_is_closings_and_adjustments_of_the_owner_in_the_period(self, committed):
         noon = 1_760_000_000.0
-        for user, cost, at in (("alice", "1", noon), ("alice", "2", noon + 60), ("bob", "4", noon), ("alice", "8", noon - 86_400)):
-            ledger.insert([make_row(user_id=user, created_at=at), make_row("settlement", user_id=user, cost_usd=D(cost), created_at=at)])
-        ledger.insert([make_row("adjustment", cost_usd=D("-0.5"), prompt_tokens=-1, completion_tokens=0, created_at=noon)])
+        for user, cost, at in (
+            ("alice", "1", noon),
+            ("alice", "2", noon + 60),
+            ("bob", "4", noon),
+            ("alice", "8", noon - 86_400),
+        ):
+            ledger.insert(
+                [
+                    make_row(user_id=user, created_at=at),
+                    make_row("settlement", user_id=user, cost_usd=D(cost), created_at=at),
+                ]
+            )
+        ledger.insert(
+            [make_row("adjustment", cost_usd=D("-0.5"), prompt_tokens=-1, completion_tokens=0, created_at=noon)]
+        )
         start, until = datetime.fromtimestamp(noon, UTC), datetime.fromtimestamp(noon + 60, UTC)
         assert spent_since("user", "alice", start, None) == (D("2.5"), 29)
         assert spent_since("user", "alice", start, until) == (D("0.5"), 14)

@@ -33,7 +33,9 @@ def data_dir(committed, tmp_path, settings):
 
 
 def dead_process(process_id="gw_dead", **fields):
-    """A process of this host whose lock nobody holds."""
+    """A process whose lock, in this folder, nobody holds; one that is `elsewhere` has its lock elsewhere."""
+    if fields.get("host", HERE) == HERE:
+        (django_settings.DATA_DIR / "run" / f"{process_id}.lock").touch()
     return GatewayProcess.objects.create(**{"id": process_id, "host": HERE, "pid": 4, **fields})
 
 
@@ -79,7 +81,12 @@ class TestClosing:
         assert (closing.status, closing.estimated) == (500, True)
         assert (closing.prompt_tokens, closing.completion_tokens, closing.cost_usd) == (100, 900, D("0.01"))
         assert (closing.key_id, closing.user_id, closing.team) == (hold.key_id, "alice", "red")
-        assert (closing.client_request_id, closing.session_id, closing.tags, closing.stream) == ("mine", "s", ["a"], True)
+        assert (closing.client_request_id, closing.session_id, closing.tags, closing.stream) == (
+            "mine",
+            "s",
+            ["a"],
+            True,
+        )
         assert closing.security_action == "flag"
         assert closing.detail == {"end_user": "u", "error": "process_died"}
         assert closing.created_at == LedgerEntry.objects.get(kind="hold").created_at
@@ -150,8 +157,7 @@ class TestWhoIsDead:
         assert liveness.alive(data_dir=data_dir) == [f"{HERE}:4"]
 
     def test_one_whose_lock_is_free_is_dead_at_once(self, data_dir):
-        (data_dir / "run" / "gw_dead.lock").touch()
-        dead_process()
+        dead_process(heartbeat_at=timezone.now())
         hold_of("gw_dead")
         assert liveness.alive(data_dir=data_dir) == []
         assert sweep(data_dir) == 1
@@ -169,8 +175,8 @@ class TestWhoIsDead:
         ).request_id  # fmt: skip
 
     def test_one_of_this_host_with_another_data_folder_lives_while_it_beats(self, data_dir):
-        """Two installations of one PostgreSQL on one host, each with its own AILB_DATA_DIR: the lock of the other is not
-        in this folder, which says nothing about its life.
+        """Two installations of one PostgreSQL on one host, each with its own AILB_DATA_DIR: the lock of the other is
+        not in this folder, which says nothing about its life.
         """
         GatewayProcess.objects.create(id="gw_neighbour", host=HERE, pid=5, heartbeat_at=timezone.now())
         hold_of("gw_neighbour")
@@ -178,23 +184,23 @@ class TestWhoIsDead:
         assert liveness.alive(data_dir=data_dir) == [f"{HERE}:5"]
 
     def test_an_orderly_end_leaves_nothing(self, data_dir):
-        liveness.sign_on("gw_now", host=HERE, data_dir=data_dir)
+        process_id = liveness.sign_on(data_dir=data_dir)
         assert liveness.alive(data_dir=data_dir) != []
-        liveness.sign_off("gw_now")
+        liveness.sign_off(process_id)
         assert liveness.alive(data_dir=data_dir) == []
         assert not list((data_dir / "run").iterdir())
         assert GatewayProcess.objects.get().stopped_at is not None
 
     def test_the_heartbeat_beats_once_a_second(self, data_dir, monkeypatch):
-        liveness.sign_on("gw_now", host=HERE, data_dir=data_dir)
+        process_id = liveness.sign_on(data_dir=data_dir)
         GatewayProcess.objects.update(heartbeat_at=timezone.now() - timedelta(hours=1))
-        heart = liveness.Heartbeat("gw_now")
+        heart = liveness.Heartbeat(process_id)
         heart.beat()
         assert GatewayProcess.objects.get().heartbeat_at < timezone.now() - timedelta(minutes=59)
         monkeypatch.setattr(liveness, "_BEAT_SECONDS", 0)
         heart.beat()
         assert GatewayProcess.objects.get().heartbeat_at > timezone.now() - timedelta(minutes=1)
-        liveness.sign_off("gw_now")
+        liveness.sign_off(process_id)
 
 
 class TestAfterTheSweep:
@@ -221,7 +227,7 @@ class TestAfterTheSweep:
         eventually(lambda: tasks.recover() >= 0 and kinds() == ["hold", "settlement"], 3, told=kinds)
 
     def test_a_journal_whose_process_was_swept_long_ago_is_no_exception(self, data_dir, gateway_starts):
-        """Its host was silent for a minute, so another swept it; then the host is back, with the journal on its disk."""
+        """Its host was silent for a minute and another swept it; then it is back, with the journal on its disk."""
         dead_process(swept_at=timezone.now(), stopped_at=timezone.now())
         for process_id in ("gw_dead", "gw_forgotten"):
             Journal(data_dir / "journal", process_id).append([make_row(process_id=process_id)])
@@ -239,7 +245,9 @@ class TestAfterTheSweep:
     def test_its_closing_in_the_journal_is_its_closing(self, data_dir, gateway_starts):
         dead_process()
         hold = make_row(process_id="gw_dead")
-        Journal(data_dir / "journal", "gw_dead").append([hold, make_row("settlement", hold.request_id, process_id="gw_dead")])
+        Journal(data_dir / "journal", "gw_dead").append(
+            [hold, make_row("settlement", hold.request_id, process_id="gw_dead")]
+        )
         gateway_starts()
         tasks.recover()
         assert kinds() == ["hold", "settlement"]

@@ -17,6 +17,7 @@ from tests.support.world import make_deployment, make_provider
 
 pytestmark = pytest.mark.usefixtures("committed")
 
+
 def env(**values):
     return Env.model_construct(**{**Env().model_dump(), **values})
 
@@ -110,7 +111,9 @@ class TestFirstRun:
 
     def test_what_it_shows_works(self, settings):
         text = first_run.prepare(env())
-        lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith(("curl", "Try")))
+        lines = dict(
+            line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith(("curl", "Try"))
+        )
         password = lines["Login"].split("/")[1].split()[0]
         assert User.objects.get().check_password(password)
         credentials = authentication.load()

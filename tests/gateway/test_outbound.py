@@ -11,7 +11,8 @@ from gateway import outbound
 from gateway.models import Provider
 
 NEVER = (
-    "169.254.169.254", "169.254.0.1", "fe80::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "100.100.100.200", "192.0.0.192",
+    "169.254.169.254", "169.254.0.1", "fe80::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "100.100.100.200",
+    "192.0.0.192",
     "fd00:ec2::254", "::ffff:169.254.169.254", "2002:a9fe:a9fe::",
 )  # fmt: skip
 PRIVATE = ("127.0.0.1", "::1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "fd12::1", "::ffff:127.0.0.1", "100.64.0.1")
@@ -52,7 +53,14 @@ class TestUrls:
         assert "secret" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        "url", ["https://api.openai.com/v1", "http://localhost:11434/v1", "http://127.0.0.1:8000/v1", "http://[::1]:8000/v1", "http://10.1.2.3/v1"]
+        "url",
+        [
+            "https://api.openai.com/v1",
+            "http://localhost:11434/v1",
+            "http://127.0.0.1:8000/v1",
+            "http://[::1]:8000/v1",
+            "http://10.1.2.3/v1",
+        ],
     )
     def test_taken(self, url):
         outbound.check_url(url)
@@ -86,9 +94,11 @@ class TestConnections:
 
             monkeypatch.setattr("gateway.outbound.ThreadedResolver.resolve", resolve)
         timeout = aiohttp.ClientTimeout(total=0.5)
-        async with aiohttp.ClientSession(connector=outbound.connector(trusted_network=trusted), timeout=timeout) as session:
-            async with session.get(url):
-                pass
+        async with (
+            aiohttp.ClientSession(connector=outbound.connector(trusted_network=trusted), timeout=timeout) as session,
+            session.get(url),
+        ):
+            pass
 
     def was_called(self, listener):
         try:

@@ -121,7 +121,8 @@ class TestLoad:
         User.objects.update(rate_limit_tpm=3)
         Team.objects.update(rate_limit_rpm=4)
         assert self.caller(key).limits == (
-            Limit("key", key.id, 1, None, 2), Limit("user", "alice", None, 3, None), Limit("team", "red", 4, None, None),
+            Limit("key", key.id, 1, None, 2), Limit("user", "alice", None, 3, None),
+            Limit("team", "red", 4, None, None),
         )  # fmt: skip
 
     def test_budgets_of_key_user_team_and_everyone(self):

@@ -95,7 +95,9 @@ def assert_error(
     return error
 
 
-def assert_error_body(body: Any, type: str, code: str | None, *, param: str | None = None, says: str | None = None) -> None:
+def assert_error_body(
+    body: Any, type: str, code: str | None, *, param: str | None = None, says: str | None = None
+) -> None:
     assert set(body) == {"error"}
     error = body["error"]
     assert set(error) == {"message", "type", "param", "code"}

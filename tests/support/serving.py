@@ -1,6 +1,7 @@
 """`manage.py serve` as an operator runs it: a process of its own, with its own folder, ports and environment."""
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -27,7 +28,8 @@ SECRETS = {
     "AILB_ENCRYPTION_KEYS": base64.urlsafe_b64encode(b"0" * 32).decode(),
 }
 _OURS = ("AILB_", "OPENAI_", "ANTHROPIC_", "OLLAMA_", "ENABLE_", "DATABASE_URL", "REDIS_URL", "CHROMA_URL", "HTTP_PORT",
-         "GRPC_PORT", "HOST", "MODULE_ID", "ROUTING_STRATEGY", "DJANGO_SETTINGS_MODULE", "PYTEST", "PYTHONWARNINGS")  # fmt: skip
+         "GRPC_PORT", "HOST", "MODULE_ID", "ROUTING_STRATEGY", "DJANGO_SETTINGS_MODULE", "PYTEST",
+         "PYTHONWARNINGS")  # fmt: skip
 
 
 def free_port() -> int:
@@ -43,7 +45,9 @@ def clean_environment(**settings: str) -> dict[str, str]:
     return {**kept, **settings}
 
 
-def manage(*arguments: str, settings: Mapping[str, str], within: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
+def manage(
+    *arguments: str, settings: Mapping[str, str], within: float = START_SECONDS
+) -> subprocess.CompletedProcess[str]:
     """Run a management command to its end."""
     return subprocess.run(
         [sys.executable, "manage.py", *arguments], cwd=ROOT, env=clean_environment(**settings), timeout=within,
@@ -128,10 +132,8 @@ class Serving:
     def end(self) -> None:
         """Whatever is left, at a test's end."""
         if self.process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait(10)
 
     def is_running(self) -> bool:

@@ -244,8 +244,7 @@ def waits_for(event: threading.Event, script: Script) -> Script:
     """`script`, once the test has set `event`."""
 
     async def waiting(call: Call) -> None:
-        while not event.is_set():
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(event.wait, PATIENCE)
         await script(call)
 
     return waiting

@@ -12,7 +12,7 @@ PATIENCE = 10.0  # seconds that a test waits for something that happens at once 
 def eventually(
     found: Callable[[], T], within: float = PATIENCE, every: float = 0.01, told: Callable[[], object] | None = None
 ) -> T:
-    """The first true value of `found()`. Fails after `within` seconds with what `told()` says, or the last false one."""
+    """The first true value of `found()`. Fails after `within` seconds with what `told()` says, or the last one."""
     deadline = time.monotonic() + within
     while not (value := found()):
         if time.monotonic() > deadline:

@@ -54,7 +54,9 @@ def make_provider(base_url: str, slug: str = "upstream", **fields: Any) -> Provi
     return provider
 
 
-def make_deployment(provider: Provider, name: str = "gpt-test", upstream_model: str | None = None, **fields: Any) -> Deployment:
+def make_deployment(
+    provider: Provider, name: str = "gpt-test", upstream_model: str | None = None, **fields: Any
+) -> Deployment:
     deployment = Deployment(provider=provider, name=name, upstream_model=upstream_model or name, **fields)
     deployment.full_clean()
     deployment.save()

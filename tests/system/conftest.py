@@ -14,6 +14,14 @@ from tests.support.upstream import Upstream
 # In the price list: what answers cost is known without a price of ours.
 MODEL = "gpt-4o-mini"
 
+# All that comes before serving, and no trace of the process that did it.
+PREPARE = """
+from ailb_project import bootstrap
+from gateway.models import GatewayProcess
+bootstrap.prepare(workers=1)
+GatewayProcess.objects.all().delete()
+"""
+
 
 def openai_settings(upstream: Upstream, *models: str) -> dict[str, str]:
     """The scripted upstream as the environment's provider."""
@@ -29,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a first start leaves it; copied, it saves a test the migrations and the price list."""
     folder = tmp_path_factory.mktemp("prepared") / "data"
     gateway = Serving(folder)
-    gateway.python("from ailb_project import bootstrap; bootstrap.prepare(workers=1)")
+    gateway.python(PREPARE)
     return folder
 
 
@@ -38,7 +46,7 @@ def prepared_postgres(postgres_url: str, tmp_path_factory: pytest.TempPathFactor
     """The name of a PostgreSQL database as a first start leaves it, to be used as a template."""
     with scratch_database(postgres_url) as url:
         gateway = Serving(tmp_path_factory.mktemp("prepared") / "data", DATABASE_URL=url, **SECRETS)
-        gateway.python("from ailb_project import bootstrap; bootstrap.prepare(workers=1)")
+        gateway.python(PREPARE)
         yield url.rpartition("/")[2]
 
 

@@ -80,7 +80,9 @@ def test_every_answer_has_its_row_and_every_orphan_is_closed(serving, upstream):
     assert {row[1:5] for row in closed} == {("settlement", 500, 1, "sweeper")}
     assert all(cost > 0 and prompt > 0 and completion > 0 for *_, cost, prompt, completion in closed)
     # What was settled before stays as it was.
-    settled = serving.rows("SELECT count(*) FROM billing_ledgerentry WHERE kind = 'settlement' AND process_id <> 'sweeper'")
+    settled = serving.rows(
+        "SELECT count(*) FROM billing_ledgerentry WHERE kind = 'settlement' AND process_id <> 'sweeper'"
+    )
     assert settled[0][0] == len(before) - len(orphans)
     assert serving.stop() == 0
 
@@ -102,10 +104,10 @@ def test_the_job_closes_orphans_without_a_restart(serving, upstream):
     upstream.always(says(*["word"] * 50, delay=0.1))
 
     async def ask():
-        async with aiohttp.ClientSession(headers=HEADERS) as session:
-            async with session.post(f"{serving.url}/v1/chat/completions", json=chat(stream=True)) as response:
-                await response.content.readany()
-                await asyncio.to_thread(serving.kill)
+        async with aiohttp.ClientSession(serving.url, headers=HEADERS) as session:
+            response = await session.post("/v1/chat/completions", json=chat(stream=True))
+            await response.content.readany()
+            await asyncio.to_thread(serving.kill)
 
     asyncio.run(ask())
     assert open_requests(serving.kinds())
@@ -116,14 +118,14 @@ def test_the_job_closes_orphans_without_a_restart(serving, upstream):
 
 def test_the_budget_knows_what_was_spent_before_the_crash(make_gateway, upstream):
     serving = make_gateway(**openai_settings(upstream)).start()
-    secret = serving.make_key("--user", "alice", "--monthly-dollars", "0.02")
+    secret = serving.make_key("--user", "alice", "--monthly-dollars", "0.015")
     upstream.always(says(usage={"prompt_tokens": 1000, "completion_tokens": 12_000}))  # gpt-4o-mini: 0.00735 dollars
 
     async def ask():
-        headers = {"authorization": f"Bearer {secret}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            async with session.post(f"{serving.url}/v1/chat/completions", json=chat(max_tokens=12_000)) as response:
-                return response.status, json.loads(await response.read())
+        headers = {"x-api-key": secret}
+        async with aiohttp.ClientSession(serving.url, headers=headers) as session:
+            response = await session.post("/v1/chat/completions", json=chat(max_tokens=12_000))
+            return response.status, json.loads(await response.read())
 
     assert asyncio.run(ask())[0] == 200
     eventually(lambda: open_requests(serving.kinds()) == {})

@@ -37,7 +37,11 @@ def test_a_full_run_leaks_nothing(make_gateway, upstream):
         client.post(path, json=chat(**asked, model=PROMPT), headers={"x-api-key": secret})
         client.post(path, json=chat(**asked), headers={"x-api-key": f"{secret[:-1]}x"})
         client.post(path, json=chat(**asked), headers={"authorization": f"Bearer {ADMIN_KEY}"})
-        client.post(path, json=chat(messages=[{"role": "user", "content": f"my key is {secret}"}]), headers={"x-api-key": secret})
+        client.post(
+            path,
+            json=chat(messages=[{"role": "user", "content": f"my key is {secret}"}]),
+            headers={"x-api-key": secret},
+        )
         client.get(f"/v1/models/{PROMPT}", headers={"x-api-key": secret})
         client.get("/api/keys", headers={"authorization": f"Bearer {ADMIN_KEY}"})
         client.post("/api/keys", json={"name": "made"}, headers={"authorization": f"Bearer {ADMIN_KEY}"})
@@ -69,7 +73,7 @@ def test_a_defect_is_logged_with_its_id_and_the_prompt_is_not(make_gateway, upst
     """The traceback of what nobody foresaw is an operator's to read, but it must not quote the request."""
     serving = make_gateway(**openai_settings(upstream)).start()
     # A body that the gateway passes on and JSON's encoder cannot write: whatever happens, no prompt in the log.
-    body = '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "%s"}], "x": 1e400}' % PROMPT
+    body = f'{{"model": "gpt-4o-mini", "messages": [{{"role": "user", "content": "{PROMPT}"}}], "x": 1e400}}'
     httpx2.post(f"{serving.url}/v1/chat/completions", content=body, headers={"x-api-key": ADMIN_KEY}, trust_env=False)
     serving.stop()
     assert PROMPT not in serving.told()

@@ -116,7 +116,9 @@ def test_keys_budgets_and_their_refusals(serving, client):
     secret = serving.make_key("--user", "alice", "--team", "red", "--monthly-dollars", "0.000001")
 
     def ask():
-        return client.post("/v1/chat/completions", json=chat(max_tokens=100), headers={"authorization": f"Bearer {secret}"})
+        return client.post(
+            "/v1/chat/completions", json=chat(max_tokens=100), headers={"authorization": f"Bearer {secret}"}
+        )
 
     # Made by another process: known within a second.
     eventually(lambda: ask().status_code != 401, 2)

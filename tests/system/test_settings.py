@@ -55,7 +55,9 @@ def test_the_line_names_the_setting_what_it_got_and_what_it_takes(monkeypatch, n
         assert value[:20] in line
 
 
-@pytest.mark.parametrize(("name", "value"), [("HTTP_PORT", "eighty"), ("DATABASE_URL", "mysql://root:secret@localhost/ailb")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("HTTP_PORT", "eighty"), ("DATABASE_URL", "mysql://root:secret@localhost/ailb")]
+)
 def test_the_start_says_it_and_nothing_else(tmp_path, name, value):
     done = manage("serve", settings={"AILB_DATA_DIR": str(tmp_path / "data"), name: value})
     assert done.returncode != 0
@@ -102,7 +104,7 @@ class TestSecretFiles:
 
     def test_a_file_that_is_not_there_is_named(self, monkeypatch, tmp_path):
         monkeypatch.setenv("AILB_ADMIN_KEY_FILE", str(tmp_path / "nowhere"))
-        with pytest.raises(SettingsError, match="^AILB_ADMIN_KEY_FILE: cannot read"):
+        with pytest.raises(SettingsError, match=r"^AILB_ADMIN_KEY_FILE: cannot read"):
             environment.load()
 
     def test_only_secrets_have_one(self, monkeypatch, tmp_path):
@@ -151,5 +153,5 @@ class TestValues:
     def test_an_emptied_secret_file_stops_the_start(self, tmp_path):
         environment.load()
         (tmp_path / "data" / "key_pepper").write_text("")
-        with pytest.raises(SettingsError, match="^AILB_KEY_PEPPER: got an empty file"):
+        with pytest.raises(SettingsError, match=r"^AILB_KEY_PEPPER: got an empty file"):
             environment.load()

@@ -1,5 +1,6 @@
 """Starting on an empty folder and on a used one, stopping in order, ports and children."""
 
+import contextlib
 import json
 import os
 import pty
@@ -37,14 +38,19 @@ class TestTheFirstStart:
         done = subprocess.run(shlex.split(command), capture_output=True, check=True, timeout=30)
         assert "echo" in json.loads(done.stdout)["choices"][0]["message"]["content"]
         # What was made for it lasts, and is not shown again.
-        secrets = [line.split(":", 1)[1].split()[0] for line in text.splitlines() if line.startswith(("Admin", "Virtual"))]
+        secrets = [
+            line.split(":", 1)[1].split()[0] for line in text.splitlines() if line.startswith(("Admin", "Virtual"))
+        ]
         assert first.stop() == 0
         path.unlink()
         first.start()
         assert not path.exists()
         for secret in secrets:
             answer = httpx2.post(
-                f"{first.url}/v1/chat/completions", json=chat(model="ailb-demo"), headers={"x-api-key": secret}, trust_env=False
+                f"{first.url}/v1/chat/completions",
+                json=chat(model="ailb-demo"),
+                headers={"x-api-key": secret},
+                trust_env=False,
             )
             assert answer.status_code == 200
         assert first.stop() == 0
@@ -55,7 +61,9 @@ class TestTheFirstStart:
 
     def test_generated_secrets_are_for_the_owner_alone(self, first):
         names = ("secret_key", "key_pepper", "encryption_keys")
-        assert {name: stat.S_IMODE((first.folder / name).stat().st_mode) for name in names} == dict.fromkeys(names, 0o600)
+        assert {name: stat.S_IMODE((first.folder / name).stat().st_mode) for name in names} == dict.fromkeys(
+            names, 0o600
+        )
         assert stat.S_IMODE(first.folder.stat().st_mode) == 0o700
 
 
@@ -92,7 +100,10 @@ class TestTheEnd:
     def test_what_is_in_flight_is_finished(self, serving, admin, upstream):
         go_on = threading.Event()
         upstream.always(waits_for(go_on, says("a", "b", delay=0.1)))
-        with httpx2.Client(base_url=serving.url, headers=admin, timeout=30, trust_env=False) as client, ThreadPoolExecutor(6) as pool:
+        with (
+            httpx2.Client(base_url=serving.url, headers=admin, timeout=30, trust_env=False) as client,
+            ThreadPoolExecutor(6) as pool,
+        ):
 
             def ask(stream):
                 answer = client.post("/v1/chat/completions", json=chat(stream=stream))
@@ -115,16 +126,18 @@ class TestTheEnd:
         """AILB_SHUTDOWN_SECONDS is the bound: a stream that hangs does not keep the process."""
         serving = make_gateway(AILB_SHUTDOWN_SECONDS="1", **openai_settings(upstream)).start()
         upstream.always(sends({"choices": [{"index": 0, "delta": {"content": "Hi"}}]}, end="stall"))
-        with httpx2.Client(base_url=serving.url, headers=admin, timeout=30, trust_env=False) as client:
-            with client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
-                next(response.iter_raw())
-                plain = threading.Thread(target=_ask_in_vain, args=(serving, admin))
-                plain.start()
-                upstream.wait_for_requests(2)
-                started = time.monotonic()
-                serving.signal(signal.SIGTERM)
-                assert serving.wait() == 0
-                assert time.monotonic() - started < 15
+        with (
+            httpx2.Client(base_url=serving.url, headers=admin, timeout=30, trust_env=False) as client,
+            client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response,
+        ):
+            next(response.iter_raw())
+            plain = threading.Thread(target=_ask_in_vain, args=(serving, admin))
+            plain.start()
+            upstream.wait_for_requests(2)
+            started = time.monotonic()
+            serving.signal(signal.SIGTERM)
+            assert serving.wait() == 0
+            assert time.monotonic() - started < 15
         plain.join()
         # Both are on the ledger, closed: what they cost is not known.
         assert open_requests(serving.kinds()) == {}
@@ -132,8 +145,13 @@ class TestTheEnd:
 
     def test_three_hundred_rows_are_written_out(self, serving, admin, upstream):
         # Lesson 13: queued spend was lost on SIGTERM.
-        with httpx2.Client(base_url=serving.url, headers=admin, timeout=30, trust_env=False) as client, ThreadPoolExecutor(16) as pool:
-            ids = list(pool.map(lambda _: client.post("/v1/chat/completions", json=chat()).headers["x-request-id"], range(300)))
+        with (
+            httpx2.Client(base_url=serving.url, headers=admin, timeout=30, trust_env=False) as client,
+            ThreadPoolExecutor(16) as pool,
+        ):
+            ids = list(
+                pool.map(lambda _: client.post("/v1/chat/completions", json=chat()).headers["x-request-id"], range(300))
+            )
             serving.signal(signal.SIGTERM)
         assert serving.wait() == 0
         kinds = serving.kinds()
@@ -149,10 +167,8 @@ class TestTheEnd:
 
 
 def _ask_in_vain(serving, headers):
-    try:
+    with contextlib.suppress(httpx2.HTTPError):
         httpx2.post(f"{serving.url}/v1/chat/completions", json=chat(), headers=headers, timeout=30, trust_env=False)
-    except httpx2.HTTPError:
-        pass
 
 
 def test_daphne_serves_the_same(make_gateway, admin, upstream):

@@ -19,8 +19,10 @@ class TestTheAnswer:
 
     def test_a_plain_one_comes_byte_for_byte(self, gateway, model, alice, upstream):
         body = (
-            b'{"id": "x", "object":"chat.completion",  "created": 1, "model": "gpt-test-2026", "extra": {"kept": 1.10},'
-            b'"choices": [{"index": 0, "message": {"role": "assistant", "content": "\\u00e9"}, "finish_reason": "stop"}],'
+            b'{"id": "x", "object":"chat.completion",  "created": 1, "model": "gpt-test-2026",'
+            b'"extra": {"kept": 1.10},'
+            b'"choices": [{"index": 0, "message": {"role": "assistant", "content": "\\u00e9"}, '
+            b'"finish_reason": "stop"}],'
             b'"usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
         )
         upstream.will(answers(body))
@@ -30,7 +32,7 @@ class TestTheAnswer:
         assert answer.headers["content-length"] == str(len(body))
 
     def test_a_streams_events_come_byte_for_byte(self, gateway, model, alice, upstream):
-        first = b'{"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"\\u00e9\\n"}}],"z":1.10}'
+        first = b'{"id":"x","choices":[{"index":0,"delta":{"content":"\\u00e9\\n"}}],"z":1.10}'
         upstream.will(sends(b"data: " + first + b"\n\n", delta(finish="stop"), DONE))
         answer = gateway.chat(alice, stream=True)
         assert answer.raw.startswith(b"data: " + first + b"\n\n")
@@ -154,7 +156,10 @@ class TestWhatTheUpstreamReceives:
             "vllm_only": {"deep": [1, None, True, "ü", 1.0]},
             "empty": None,
         }
-        sent_body = {**sent, "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]}
+        sent_body = {
+            **sent,
+            "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        }
         gateway.send(
             "POST", "/v1/chat/completions", key=alice, json={"model": "gpt-test", "stream": stream, **sent_body}
         )

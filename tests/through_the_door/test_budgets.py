@@ -167,7 +167,7 @@ class TestCounting:
         exceeded(gateway.chat(second, max_tokens=10))
 
     def test_a_team_of_the_user_counts_for_a_key_without_one(self, gateway, model, alice, upstream):
-        # Alice's first key names team red, and so she is in it; a key of hers without a team is the team's spending too.
+        # Alice's first key names team red, so she is in it: a key of hers without a team spends the team's money too.
         budget = budget_of(alice, "team", tokens=1000)
         upstream.always(says(usage=SMALL))
         gateway.chat(make_key("alice"), max_tokens=10)

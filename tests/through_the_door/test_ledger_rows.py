@@ -38,7 +38,7 @@ class TestASettlement:
         assert row.detail["finish_reason"] == "stop"
 
     def test_costs_to_the_last_digit(self, gateway, provider, alice, upstream, stream):
-        # 1 token at 0.000123457 dollars a million, 3 at 0.1, 7 cached at 0.033333333333: sixteen places, kept to twelve.
+        # 1 token at 0.000123457 dollars a million, 3 at 0.1, 7 cached at 0.033333333333: more than twelve places.
         make_deployment(provider)
         make_price(input=Decimal("0.1"), output=Decimal("0.000123457"), cached_input=Decimal("0.033333333333"))
         usage = {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 7}}

@@ -163,7 +163,8 @@ class TestHeaders:
             answer = gateway.chat(key, stream=stream, max_tokens=150)
         limited(answer)
         assert answer.headers[f"x-ratelimit-limit-{limit}"] in ("1", "1200")
-        assert int(answer.headers[f"x-ratelimit-remaining-{limit}"]) < 150
+        # Less than such a request takes: 150 of output and its prompt of 9.
+        assert int(answer.headers[f"x-ratelimit-remaining-{limit}"]) < 159
         assert f"x-ratelimit-reset-{limit}" in answer.headers
 
 

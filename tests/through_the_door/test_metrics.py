@@ -81,7 +81,9 @@ def test_what_runs_now(gateway, model, alice, upstream):
 
 def test_what_could_not_be_metered(gateway, provider, alice, upstream, grows, stream):
     make_deployment(provider)
-    unpriced, uncounted = (grows(f'ailb_unmetered_requests_total{{reason="{why}"}}') for why in ("unpriced", "no_usage"))
+    unpriced, uncounted = (
+        grows(f'ailb_unmetered_requests_total{{reason="{why}"}}') for why in ("unpriced", "no_usage")
+    )
     upstream.will(says(usage=None))
     gateway.chat(alice, stream=stream)
     assert (unpriced(), uncounted()) == (1, 1)
@@ -93,7 +95,9 @@ class TestRefusals:
     def refused(self, gateway, scope, limit):
         lines = gateway.send("GET", "/metrics").raw.decode().splitlines()
         found = [line for line in lines if line.startswith("ailb_rate_limited_total{")]
-        return sum(float(line.rpartition(" ")[2]) for line in found if f'"{scope}"' in line and f'limit="{limit}"' in line)
+        return sum(
+            float(line.rpartition(" ")[2]) for line in found if f'"{scope}"' in line and f'limit="{limit}"' in line
+        )
 
     def test_of_rates(self, gateway, model):
         key = make_key(rate_limit_rpm=1)

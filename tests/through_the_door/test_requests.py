@@ -17,7 +17,7 @@ GOOD = {"model": "gpt-test", "messages": MESSAGES}
 def post(gateway, key, content, **headers):
     return gateway.send(
         "POST", "/v1/chat/completions", key=key, content=content,
-        headers={"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}},
+        headers={"content-type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()},
     )  # fmt: skip
 
 
@@ -31,7 +31,18 @@ def _nothing_goes_upstream(upstream, gateway):
 class TestMalformedJson:
     @pytest.mark.parametrize(
         "content",
-        [b"", b"{", b"nonsense", b'{"model": "gpt-test",}', b"\xff\xfe", b'{"model": NaN}', b'{"a": "\xc3\x28"}', b"[]", b'"x"', b"null"],
+        [
+            b"",
+            b"{",
+            b"nonsense",
+            b'{"model": "gpt-test",}',
+            b"\xff\xfe",
+            b'{"model": NaN}',
+            b'{"a": "\xc3\x28"}',
+            b"[]",
+            b'"x"',
+            b"null",
+        ],
     )
     def test_it_is_refused(self, gateway, model, alice, content):
         assert_error(post(gateway, alice, content), 400, "invalid_request_error", None)
@@ -231,7 +242,9 @@ class TestHalfSent:
 
 def _head(key, *lines):
     host = "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"
-    return (host + f"authorization: Bearer {key.secret}\r\n" + "".join(f"{line}\r\n" for line in lines) + "\r\n").encode()
+    return (
+        host + f"authorization: Bearer {key.secret}\r\n" + "".join(f"{line}\r\n" for line in lines) + "\r\n"
+    ).encode()
 
 
 def _answered(connection):

@@ -1,5 +1,6 @@
 """The screen at the door: what is taken out, what is blocked, what happens when it breaks."""
 
+import msgspec
 import pytest
 
 from billing.models import LedgerEntry
@@ -111,10 +112,8 @@ class TestABrokenDetector:
         def find(text, policy):
             raise RuntimeError(f"cannot read {text}")
 
-        mended = detectors._detector("secrets")
-        monkeypatch.setattr(
-            "security.engine.detectors", lambda: (detectors.Detector("broken", mended.category, mended.replacement, find),)
-        )
+        broken = msgspec.structs.replace(detectors.detectors()[0], name="broken", find=find)
+        monkeypatch.setattr("security.engine.detectors", lambda: (broken,))
 
     def test_it_refuses_and_does_not_wave_through(self, gateway, model, alice, upstream, broken, stream):
         answer = gateway.chat(alice, stream=stream, messages=user("my diary"))
@@ -127,7 +126,9 @@ class TestABrokenDetector:
         assert [gateway.chat(key).status for _ in range(3)] == [503] * 3
 
 
-@pytest.mark.parametrize("text", ["PRIVATE KEY", "sk-", "AKIA", "-----BEGIN RSA PRIVATE KEY-----", "xox", "\u0000", "ghp_" * 100])
+@pytest.mark.parametrize(
+    "text", ["PRIVATE KEY", "sk-", "AKIA", "-----BEGIN RSA PRIVATE KEY-----", "xox", "\u0000", "ghp_" * 100]
+)
 def test_half_of_a_secret_breaks_nothing(gateway, model, alice, upstream, text, stream):
     upstream.will(says("fine"))
     assert gateway.chat(alice, stream=stream, messages=user(text)).status == 200

@@ -23,7 +23,9 @@ from tests.support.upstream import (
 from tests.support.world import CREDENTIAL
 
 CHUNKS = [delta(role="assistant", content=""), delta("Hello"), delta(" wörld 🌍"), delta(finish="stop")]
-WHOLE = b"".join(data({**frame(), **chunk}) for chunk in CHUNKS) + data({**frame(), "choices": [], "usage": USAGE}) + DONE
+WHOLE = (
+    b"".join(data({**frame(), **chunk}) for chunk in CHUNKS) + data({**frame(), "choices": [], "usage": USAGE}) + DONE
+)
 
 
 class TestLineEndings:
@@ -118,7 +120,9 @@ class TestTheEnd:
         assert contents(answer.chunks) == "Hello"
         assert_stream_error(answer, "upstream_error", "upstream_error")
 
-    @pytest.mark.parametrize("body", [DONE, data({**frame(), "choices": [], "usage": USAGE}) + DONE], ids=["DONE", "usage"])
+    @pytest.mark.parametrize(
+        "body", [DONE, data({**frame(), "choices": [], "usage": USAGE}) + DONE], ids=["DONE", "usage"]
+    )
     @pytest.mark.parametrize("include_usage", [False, True])
     def test_one_without_any_content_is_an_empty_answer(self, gateway, model, alice, upstream, body, include_usage):
         upstream.will(sends(body))
@@ -139,7 +143,14 @@ class TestTheEnd:
 class TestNonsense:
     @pytest.mark.parametrize(
         "nonsense",
-        [b"data: not json\n\n", b"data: [1, 2]\n\n", b"data: \n\n", b'data: {"choices": 5}\n\n', b"data: {\n\n", b"data: \xff\n\n"],
+        [
+            b"data: not json\n\n",
+            b"data: [1, 2]\n\n",
+            b"data: \n\n",
+            b'data: {"choices": 5}\n\n',
+            b"data: {\n\n",
+            b"data: \xff\n\n",
+        ],
     )
     @pytest.mark.parametrize("when", ["first", "later"])
     def test_an_event_that_is_no_chunk(self, gateway, model, alice, upstream, nonsense, when):

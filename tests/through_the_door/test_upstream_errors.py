@@ -25,9 +25,7 @@ class TestTheClientsMistake:
     def test_it_is_passed_on_as_400(self, gateway, model, alice, upstream, stream, status):
         upstream.will(refuses(status, "Invalid value: 'x'.", param="messages[0].role", code="invalid_value"))
         answer = gateway.chat(alice, stream=stream)
-        assert_error(
-            answer, 400, "invalid_request_error", None, param="messages[0].role", says="Invalid value: 'x'."
-        )
+        assert_error(answer, 400, "invalid_request_error", None, param="messages[0].role", says="Invalid value: 'x'.")
         closing = gateway.closing(answer.id)
         assert (closing.kind, closing.status) == ("release", 400)
 
@@ -43,7 +41,17 @@ class TestTheClientsMistake:
         assert len(upstream.requests) == 1
 
     @pytest.mark.parametrize(
-        "body", [b"", b"nginx", b"null", b'"No."', b'{"error": "No."}', b'{"error": null}', b'{"error": {"message": 5}}', b'{"detail": "x"}']
+        "body",
+        [
+            b"",
+            b"nginx",
+            b"null",
+            b'"No."',
+            b'{"error": "No."}',
+            b'{"error": null}',
+            b'{"error": {"message": 5}}',
+            b'{"detail": "x"}',
+        ],
     )
     def test_whatever_shape_it_has(self, gateway, model, alice, upstream, body):
         upstream.will(answers(body, 400))
@@ -56,7 +64,13 @@ class TestWhatAnUpstreamSays:
     @pytest.mark.parametrize("status", [400, 429, 500])
     @pytest.mark.parametrize(
         "secret",
-        [CREDENTIAL, "sk-proj-abcDEF123456", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x", "0123456789abcdef0123456789abcdef", "key=supersecret1"],
+        [
+            CREDENTIAL,
+            "sk-proj-abcDEF123456",
+            "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x",
+            "0123456789abcdef0123456789abcdef",
+            "key=supersecret1",
+        ],
     )
     def test_no_credential(self, gateway, model, alice, upstream, stream, status, secret):
         upstream.will(refuses(status, f"Wrong: {secret} is not right"))
@@ -146,7 +160,9 @@ class TestAlone:
         upstream.will(answers(b" " * (65 * 2**20)))
         assert_error(gateway.chat(alice), 502, "upstream_error", "upstream_error")
 
-    @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"choices": null}', b'{"choices": [{"index": 0}]}', b'{"choices": [', b"\xff"])
+    @pytest.mark.parametrize(
+        "body", [b"", b"{}", b"[]", b'{"choices": null}', b'{"choices": [{"index": 0}]}', b'{"choices": [', b"\xff"]
+    )
     def test_an_answer_that_is_none(self, gateway, model, alice, upstream, body):
         upstream.will(answers(body))
         assert_error(gateway.chat(alice), 502, "upstream_error", "upstream_error")
@@ -160,7 +176,9 @@ class TestAlone:
         assert closing.status == answer.status
         assert (closing.prompt_tokens or 0) >= 0
 
-    @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://localhost.invalid/v1"], ids=["closed", "unknown host"])
+    @pytest.mark.parametrize(
+        "url", ["http://127.0.0.1:1/v1", "http://localhost.invalid/v1"], ids=["closed", "unknown host"]
+    )
     def test_one_that_cannot_be_reached(self, gateway, alice, stream, url):
         make_deployment(make_provider(url))
         answer = gateway.chat(alice, stream=stream)
@@ -207,7 +225,15 @@ class TestFailover:
 
     @pytest.mark.parametrize(
         "script",
-        [refuses(429), refuses(500), refuses(503), refuses(404), drops(), answers(b"<html>"), bytes_of(b"nonsense\r\n\r\n")],
+        [
+            refuses(429),
+            refuses(500),
+            refuses(503),
+            refuses(404),
+            drops(),
+            answers(b"<html>"),
+            bytes_of(b"nonsense\r\n\r\n"),
+        ],
         ids=["429", "500", "503", "404", "dropped", "HTML", "no HTTP"],
     )
     def test_the_next_answers(self, gateway, pair, alice, upstream, stream, script):
@@ -240,7 +266,9 @@ class TestFailover:
         assert (closing.kind, closing.status) == ("release", 502)
         assert [attempt["status"] for attempt in closing.attempts] == [500, 503]
 
-    @pytest.mark.parametrize("begun", [[], [delta(role="assistant", content="")], [b": ping\n\n"]], ids=["nothing", "a role", "a comment"])
+    @pytest.mark.parametrize(
+        "begun", [[], [delta(role="assistant", content="")], [b": ping\n\n"]], ids=["nothing", "a role", "a comment"]
+    )
     @pytest.mark.parametrize("end", ["cut", "orderly", "stall"])
     def test_a_stream_before_its_first_content(self, gateway, pair, provider, alice, upstream, begun, end):
         provider.idle_timeout = 0.3

@@ -39,7 +39,12 @@ class TestDemo(ProviderContract):
             [{"role": "system", "content": "x"}],
             [{"role": "user", "content": None}],
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y"}}]}],
-            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text"}, {"type": "text", "text": None}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "a"}, {"type": "text"}, {"type": "text", "text": None}],
+                }
+            ],
         ],
     )
     async def test_whatever_is_asked_it_answers(self, provider, deployment, messages):

@@ -5,6 +5,8 @@ import json
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest, StreamCut, UpstreamCredentialsRejected, UpstreamError, UpstreamTimeout
 from gateway.providers import vendor
@@ -72,10 +74,27 @@ class TestUsage:
                 {
                     "prompt_tokens": 9,
                     "completion_tokens": 8,
-                    "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3, "audio_tokens": 2, "image_tokens": 1},
-                    "completion_tokens_details": {"reasoning_tokens": 5, "audio_tokens": 1, "accepted_prediction_tokens": 9},
+                    "prompt_tokens_details": {
+                        "cached_tokens": 4,
+                        "cache_write_tokens": 3,
+                        "audio_tokens": 2,
+                        "image_tokens": 1,
+                    },
+                    "completion_tokens_details": {
+                        "reasoning_tokens": 5,
+                        "audio_tokens": 1,
+                        "accepted_prediction_tokens": 9,
+                    },
                 },
-                Usage(9, 8, cached_tokens=4, cache_write_tokens=3, reasoning_tokens=5, audio_prompt_tokens=2, audio_completion_tokens=1),
+                Usage(
+                    9,
+                    8,
+                    cached_tokens=4,
+                    cache_write_tokens=3,
+                    reasoning_tokens=5,
+                    audio_prompt_tokens=2,
+                    audio_completion_tokens=1,
+                ),
             ),
             ({}, None),
             (None, None),
@@ -111,7 +130,8 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("header", "seconds"),
-        [("7", 7.0), ("0.5", 0.5), ("0", 0.0), ("-1", None), ("soon", None), ("nan", None), ("inf", None), ("1e9", None), ("Mon, 23 Nov 2026 00:00:00 GMT", None)],
+        [("7", 7.0), ("0.5", 0.5), ("0", 0.0), ("-1", None), ("soon", None), ("nan", None), ("inf", None),
+         ("1e9", None), ("Mon, 23 Nov 2026 00:00:00 GMT", None)],
     )  # fmt: skip
     async def test_their_time_to_wait(self, provider, deployment, upstream, header, seconds, stream):
         upstream.will(refuses(429, retry_after=header))
@@ -165,3 +185,55 @@ async def test_an_output_cap_of_the_gateway_is_sent_where_the_client_set_none(pr
     await provider.complete(msgspec.structs.replace(asked(max_tokens=5), max_output=77), deployment)
     assert upstream.last.body["max_tokens"] == 5
     assert "max_completion_tokens" not in upstream.last.body
+
+
+# Contents that could be taken for something else of a chunk: its field names and values, quotes, what JSON escapes.
+tricky = st.sampled_from(
+    ["a", "Hello", " world", "", "id", "model", "stop", "gpt-test", "content", "default",
+     "null", '"', "\\", '","', "\n",
+     "\u00a0", "\u2028", "é", "🌍", "<", "/", "\x7f", "assistant", '"content":"a"', "a" * 50]
+)  # fmt: skip
+deltas = st.one_of(
+    tricky.map(lambda text: {"content": text}),
+    st.builds(lambda text, other: {"content": text, "refusal": other}, tricky, tricky | st.none()),
+    st.builds(lambda text, other: {"content": text, "reasoning_content": other}, tricky, tricky | st.none()),
+    st.builds(lambda text: {"content": text, "tool_calls": [{"index": 0, "function": {"arguments": text}}]}, tricky),
+    st.just({"role": "assistant", "content": ""}),
+    st.just({}),
+)
+choices = st.lists(
+    st.fixed_dictionaries(
+        {"index": st.integers(0, 1), "delta": deltas},
+        optional={"finish_reason": st.sampled_from([None, "stop", "length"]), "logprobs": st.none() | tricky},
+    ),
+    max_size=2,
+)
+chunks = st.fixed_dictionaries(
+    {"choices": choices},
+    optional={"model": st.sampled_from(["gpt-test", "a", "other"]), "usage": st.none() | st.just(USAGE),
+              "service_tier": st.sampled_from(["default", None]), "id": tricky, "x": tricky},
+)  # fmt: skip
+spellings = st.sampled_from([{"separators": (",", ":")}, {}, {"ensure_ascii": False}])
+
+
+@given(sent=st.lists(chunks, max_size=12), repeats=st.integers(1, 3), spelling=spellings)
+def test_a_chunk_is_read_the_same_whatever_came_before_it(sent, repeats, spelling):
+    """Chunks like the one before are read without parsing: that must never show."""
+    reader = vendor("openai")(configured("openai")).reader()
+    for chunk in sent * repeats:
+        event = b"data: " + json.dumps(chunk, **spelling).encode() + b"\n\n"
+        alone = vendor("openai")(configured("openai")).reader()
+        assert reader.feed(event) == alone.feed(event)
+
+
+@given(sent=st.lists(tricky, max_size=20), spelling=spellings)
+def test_a_stream_of_chunks_that_differ_in_their_content_only(sent, spelling):
+    reader = vendor("openai")(configured("openai")).reader()
+    said = []
+    for text in sent:
+        chunk = {"id": "x", "model": "gpt-test", "choices": [{"index": 0, "delta": {"content": text}}], "usage": None}
+        (event,) = reader.feed(b"data: " + json.dumps(chunk, **spelling).encode() + b"\n\n")
+        said.append(event.text)
+        assert (event.content, event.null_usage, event.finish_reason) == (bool(text), True, None)
+        assert json.loads(event.data) == chunk
+    assert said == sent

@@ -1,6 +1,7 @@
 """Server-sent events: the same ones at every chunking, with every line ending."""
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,9 @@ ENDINGS = (b"\n", b"\r\n", b"\r")
 
 # Anything but line ends, which separate lines, inside the data; UTF-8 of every length, and bytes that are none.
 texts = st.text(st.characters(exclude_characters="\r\n"), max_size=30).map(lambda text: text.encode(errors="replace"))
-data_lines = st.lists(texts | st.binary(max_size=10).map(lambda b: b.replace(b"\r", b"").replace(b"\n", b"")), min_size=1, max_size=3)
+data_lines = st.lists(
+    texts | st.binary(max_size=10).map(lambda b: b.replace(b"\r", b"").replace(b"\n", b"")), min_size=1, max_size=3
+)
 noise = st.sampled_from([b": ping", b":", b"id: 7", b"event: message", b"retry: 10", b"unknown: x", b"nothing"])
 events = st.tuples(st.lists(noise, max_size=2), data_lines, st.lists(noise, max_size=2), st.booleans())
 
@@ -33,10 +36,14 @@ def decoded(chunks):
 
 def cut(whole, places):
     edges = [0, *sorted(place % (len(whole) + 1) for place in places), len(whole)]
-    return [whole[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [whole[start:end] for start, end in pairwise(edges)]
 
 
-@given(events=st.lists(events, max_size=6), endings=st.sampled_from(ENDINGS), places=st.lists(st.integers(0, 10_000), max_size=30))
+@given(
+    events=st.lists(events, max_size=6),
+    endings=st.sampled_from(ENDINGS),
+    places=st.lists(st.integers(0, 10_000), max_size=30),
+)
 def test_every_chunking_gives_the_same_events(events, endings, places):
     pairs = [written(event, endings) for event in events]
     whole = b"".join(text for text, _ in pairs)
@@ -81,9 +88,10 @@ def test_empty_data_is_data():
 
 def test_an_event_without_an_end_is_given_up():
     decoder = EventDecoder()
+    for _ in range(16):
+        decoder.feed(b"x" * 2**20)
     with pytest.raises(EventTooLong):
-        for _ in range(20):
-            decoder.feed(b"data: " + b"x" * 2**20)
+        decoder.feed(b"x")
 
 
 def test_a_long_event_in_small_pieces_costs_linear_time():

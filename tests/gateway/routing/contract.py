@@ -29,9 +29,7 @@ def names(ordered: list[Deployment]) -> list[str]:
 def situations(draw: st.DrawFn) -> tuple[list[Deployment], Signals]:
     """Some candidates and any past that they may have had."""
     chosen = draw(st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1))
-    candidates = [
-        candidate(name, weight=draw(st.integers(0, 5)), priority=draw(st.integers(-2, 2))) for name in chosen
-    ]
+    candidates = [candidate(name, weight=draw(st.integers(0, 5)), priority=draw(st.integers(-2, 2))) for name in chosen]
     some = st.sampled_from(chosen)
     costs = draw(st.dictionaries(some, st.none() | st.decimals(0, 1, places=6)))
     signals = Signals(
@@ -88,9 +86,9 @@ class StrategyContract:
         assert sorted(names(order(self.strategy)((candidate("a"), candidate("b")), Signals()))) == ["a", "b"]
 
 
-def share_of_firsts(strategy: str, candidates: list[Deployment], signals: Signals, draws: int = 3000) -> dict[str, float]:
+def share_of_firsts(
+    strategy: str, candidates: list[Deployment], signals: Signals, draws: int = 3000
+) -> dict[str, float]:
     """How often each came first."""
     firsts = [order(strategy)(candidates, signals)[0].name for _ in range(draws)]
     return {d.name: firsts.count(d.name) / draws for d in candidates}
-
-

@@ -30,5 +30,9 @@ class TestRoundRobin(StrategyContract):
 
     def test_models_do_not_take_each_others_turns(self):
         signals = Signals()
-        turns = [self.firsts([candidate("a"), candidate("b")], 1, signals) + self.firsts([candidate("x"), candidate("y")], 1, signals) for _ in range(4)]
+        turns = [
+            self.firsts([candidate("a"), candidate("b")], 1, signals)
+            + self.firsts([candidate("x"), candidate("y")], 1, signals)
+            for _ in range(4)
+        ]
         assert turns == ["ax", "by", "ax", "by"]
