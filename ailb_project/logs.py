@@ -56,7 +56,7 @@ class GatheredLines:
     def _write_out(self) -> None:
         self._scheduled = False
         lines, self._lines = self._lines, []
-        if lines:
+        if lines and not self._stream.closed:
             self._stream.write(b"".join(lines))
             self._stream.flush()
 

@@ -90,7 +90,7 @@ _NULL_USAGE = b',"usage":null'
 
 def _without_usage(data: bytes) -> bytes:
     # Inside a JSON string the quotes would be escaped, so the bytes can only be the field; twice could be a nested one.
-    if data.count(_NULL_USAGE) == 1:
+    if data.count(_NULL_USAGE) == 1 == data.count(_NULL_USAGE[1:]):
         return data.replace(_NULL_USAGE, b"")
     chunk = msgspec.json.decode(data)
     chunk.pop("usage", None)

@@ -15,6 +15,7 @@ import pytest
 from django.db import connection, connections, transaction
 from django.test.utils import setup_databases, teardown_databases
 
+from gateway import background
 from gateway.snapshot import store
 from tests.support.gateway import Gateway, Server
 from tests.support.upstream import Upstream
@@ -59,10 +60,12 @@ def django_db_setup(
 
 
 @pytest.fixture(autouse=True)
-def _no_stale_snapshot() -> Iterator[None]:
-    """What one test configured, the next does not see."""
+def _nothing_is_left_behind() -> Iterator[None]:
+    """What one test configured the next does not see, nor the connections of the ORM's threads."""
     yield
     store.forget()
+    if background._executor._threads:
+        background.close()
 
 
 @pytest.fixture
