@@ -20,7 +20,6 @@ from billing.counters.base import Amount, Owners
 from billing.counters.redis import RedisCounters, give_back_process
 from billing.counters.standing import OpenHold, read_standing
 from billing.models import LedgerEntry
-from gateway import background
 from gateway.errors import BudgetExceeded, GuardUnavailable
 from gateway.types import Limit
 from keys.limits.redis import RedisLimits
@@ -41,12 +40,6 @@ from tests.support.redis_server import DeafProxy, OwnRedis, own_prefix
 
 redis_only = pytest.mark.redis
 BOB = Owners("key_2", "bob", "blue")
-
-
-@pytest.fixture(autouse=True)
-def threads_without_connections():
-    """The ORM's threads keep their connections from test to test, and these tests have no database."""
-    background.close()
 
 
 @pytest.fixture(autouse=True)
