@@ -1,14 +1,16 @@
 """What is on the ledger after a request: a hold, and one closing entry that says what it cost."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 from django.utils import timezone
 
-from billing import pricebook
+from billing import ledger, pricebook
 from billing.models import LedgerEntry
 from billing.pricing import Rates
+from tests.support.gateway import asking
 from tests.support.upstream import USAGE, answers, refuses, says
 from tests.support.world import make_deployment, make_group, make_key, make_price
 
@@ -209,6 +211,28 @@ class TestTheHold:
             request_id = gateway.chat(alice).id
             assert LedgerEntry.objects.filter(request_id=request_id, kind="hold").exists()
         gateway.wait_until_quiet()
+
+    def test_nothing_leaves_while_it_is_not(self, gateway, model, alice, upstream, stream, monkeypatch):
+        go_on, insert = threading.Event(), ledger.insert
+
+        def slowly(rows):
+            assert go_on.wait(10)
+            insert(rows)
+
+        monkeypatch.setattr(ledger, "insert", slowly)
+        with asking(gateway, alice, stream=stream) as connection:
+            assert upstream.wait_for_requests(1)[0].was_ended()
+            connection.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            assert not LedgerEntry.objects.exists()
+            go_on.set()
+            connection.settimeout(10)
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+            while b"Hello" not in connection.recv(65536):
+                pass
+            assert LedgerEntry.objects.filter(kind="hold").exists()
+            gateway.only_closing()
 
 
 class TestWhatIsNotServed:
