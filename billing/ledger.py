@@ -134,6 +134,7 @@ class LedgerWriter:
                     future.set_exception(error)
                     future.exception()  # seen: a request that has ended meanwhile leaves nobody to await it
         self._thread_busy = False
+        LEDGER_PENDING.set(0)
         self._submit()
 
     # ── on the thread ───────────────────────────────────────────────────────────────────────────────────────────────

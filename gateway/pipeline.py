@@ -15,7 +15,7 @@ from billing.holds import Facts, Hold, Outcome, clean, counted
 from gateway import background, metrics, planning, registry, requests, tokens
 from gateway.attempts import Attempts
 from gateway.chat_stream import ChatStream, with_citations
-from gateway.errors import Draining, GatewayError, InternalError, Unavailable
+from gateway.errors import Draining, GatewayError, GuardUnavailable, InternalError, Unavailable
 from gateway.exchange import Exchange, Headers
 from gateway.plane import Plane
 from gateway.steps import augment, recall, remember
@@ -186,11 +186,16 @@ class _Call:
         self._settle(status, usage, **_served(stream), detail=detail)
 
     async def _counted(self, text: str, reason: str) -> Usage:
-        """What an answer cost by our own count, where the upstream said nothing."""
+        """What an answer cost by our own count, where the upstream said nothing; all that was held where nobody can."""
         metrics.UNMETERED.labels(reason).inc()
         request, model = self._hold.request, self._served_by.upstream_model
-        prompt = await counted(tokens.count_prompt, request.body, model, size=tokens.bound_prompt(request.body, model))
-        return Usage(prompt, await counted(tokens.count, text, model, size=len(text)), estimated=True)
+        size = tokens.bound_prompt(request.body, model)
+        try:
+            prompt = await counted(tokens.count_prompt, request.body, model, size=size)
+            return Usage(prompt, await counted(tokens.count, text, model, size=len(text)), estimated=True)
+        except GuardUnavailable:
+            # The answer is there and will be billed: it is not refused for want of a tokenizer.
+            return self._hold.worst
 
     @property
     def _served_by(self) -> Deployment:

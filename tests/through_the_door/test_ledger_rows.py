@@ -3,6 +3,7 @@
 import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from django.utils import timezone
@@ -10,6 +11,7 @@ from django.utils import timezone
 from billing import ledger, pricebook
 from billing.models import LedgerEntry
 from billing.pricing import Rates
+from gateway import tokens
 from tests.support.gateway import asking
 from tests.support.upstream import USAGE, answers, refuses, says
 from tests.support.world import make_deployment, make_group, make_key, make_price
@@ -142,6 +144,18 @@ class TestUnpriced:
 
 
 class TestEstimated:
+    def test_where_nobody_can_count_it_costs_what_was_held(self, gateway, model, alice, upstream, stream, monkeypatch):
+        def no_ranks(*_):
+            raise tokens.RanksMissing("o200k_base", Path("nowhere"))
+
+        monkeypatch.setattr(tokens, "count_prompt", no_ranks)
+        upstream.will(says(usage=None))
+        answer = gateway.chat(alice, stream=stream)
+        assert answer.status == 200
+        hold, row = gateway.entries(answer.id)
+        assert row.estimated
+        assert (row.prompt_tokens, row.completion_tokens) == (hold.held_prompt_tokens, hold.held_output_tokens)
+
     @pytest.mark.parametrize("usage", [None, {}, {"completion_tokens": 4}, {"prompt_tokens": None}], ids=str)
     def test_where_the_upstream_reports_nothing_we_count(self, gateway, model, alice, upstream, stream, usage):
         upstream.will(says("One two", " three.", usage=usage))
