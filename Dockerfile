@@ -6,7 +6,7 @@ FROM python:3.11-slim AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 # Only what the environment is made of, so that a change of code does not install it anew.
-COPY Makefile requirements.txt constraints.txt ./
+COPY Makefile requirements.txt requirements-demo.txt constraints.txt ./
 COPY scripts scripts
 RUN make install VENV=/opt/ailb
 

@@ -12,12 +12,14 @@ from django.conf import settings  # noqa: E402
 from django.urls import path, re_path  # noqa: E402
 
 from gateway import health  # noqa: E402
-from gateway.consumers import ChatConsumer  # noqa: E402
+from gateway.consumers import ChatConsumer, CountTokensConsumer, MessagesConsumer  # noqa: E402
 from gateway.lifespan import lifespan  # noqa: E402
 
 http = URLRouter(
     [
         path("v1/chat/completions", ChatConsumer.as_asgi()),
+        path("v1/messages", MessagesConsumer.as_asgi()),
+        path("v1/messages/count_tokens", CountTokensConsumer.as_asgi()),
         path("livez", health.Livez.as_asgi()),
         path("readyz", health.Readyz.as_asgi()),
         path("healthz", health.Healthz.as_asgi()),

@@ -38,6 +38,24 @@ class Env(BaseSettings):
     OPENAI_BASE_URL: str = Field("https://api.openai.com/v1", description="Where it is; ends in /v1")
     OPENAI_MODELS: CommaSeparated = Field((), description="Comma-separated models that it serves")
 
+    ANTHROPIC_API_KEY: SecretStr | None = Field(
+        None, description="Credential of the environment's `anthropic` provider"
+    )
+    ANTHROPIC_BASE_URL: str = Field(
+        "https://api.anthropic.com", description="Where it is; without /v1, as Anthropic's SDK takes it"
+    )
+    ANTHROPIC_MODELS: CommaSeparated = Field((), description="Comma-separated models that it serves")
+
+    OLLAMA_BASE_URL: str | None = Field(
+        None,
+        description="Where the environment's `ollama` provider is, without /api or /v1; with OLLAMA_MODELS alone "
+        "http://127.0.0.1:11434",
+    )
+    OLLAMA_MODELS: CommaSeparated = Field(
+        (),
+        description="Comma-separated models that it serves; none named: all that it has, asked each minute",
+    )
+
     ROUTING_STRATEGY: Strategy = Field("load_balanced", description="Order in which deployments of a model are tried")
     ENABLE_MEMORY: bool = Field(True, description="`session_id` gives a conversation memory")
     ENABLE_RAG: bool = Field(True, description="`rag_collection` adds passages of a collection")
@@ -61,13 +79,38 @@ class Env(BaseSettings):
         ("localhost", "127.0.0.1", "[::1]"),
         description="Comma-separated host names that Django answers to",
     )
-    AILB_CSRF_ORIGINS: CommaSeparated = Field((), description="Comma-separated origins that may post to the console")
+    AILB_CSRF_ORIGINS: CommaSeparated = Field(
+        (),
+        description="Comma-separated origins that may post to the console, such as https://ailb.example.com; where "
+        "all are https, cookies are sent by TLS alone and browsers are told to stay with it",
+    )
+    AILB_HSTS_SECONDS: int = Field(
+        86400,
+        ge=0,
+        description="How long browsers remember to come by https alone, where all of AILB_CSRF_ORIGINS are https; it "
+        "holds for every port of the host",
+    )
+    AILB_LOGIN_FAILURES: int = Field(
+        10,
+        ge=1,
+        description="Wrong console passwords for one account from one address before it is refused for a while; from "
+        "all addresses together ten times as many",
+    )
+    AILB_LOGIN_LOCK_SECONDS: int = Field(900, ge=1, description="How long each of these failures counts")
     AILB_CORS_ORIGINS: CommaSeparated = Field((), description="Comma-separated origins of browsers that may call /v1")
     AILB_METRICS_TOKEN: SecretStr | None = Field(
         None, description="Bearer token of /metrics for callers that are not on loopback"
     )
     AILB_UNPRICED: Literal["block", "allow"] = Field(
         "block", description="A model without a price under a dollar budget: refused with 402, or served"
+    )
+    AILB_UNSUPPORTED_PARAMETERS: Literal["drop", "refuse"] = Field(
+        "drop",
+        description="A parameter that the upstream's dialect cannot express and that only changes an answer's odds: "
+        "left out and named in x-ailb-dropped-parameters, or refused with 400",
+    )
+    AILB_DEMO: Literal["auto", "echo"] = Field(
+        "auto", description="What `ailb-demo` is: a small model where its packages are installed, or always an echo"
     )
     AILB_DATABASE_GRACE_SECONDS: float = Field(
         900.0, ge=0, description="How long known keys keep working while the database is out of reach"
@@ -77,17 +120,42 @@ class Env(BaseSettings):
     )
     AILB_LOG_LEVEL: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line")
 
-    @field_validator("OPENAI_MODELS", "AILB_ALLOWED_HOSTS", "AILB_CSRF_ORIGINS", "AILB_CORS_ORIGINS", mode="before")
+    @field_validator(
+        "OPENAI_MODELS",
+        "ANTHROPIC_MODELS",
+        "OLLAMA_MODELS",
+        "AILB_ALLOWED_HOSTS",
+        "AILB_CSRF_ORIGINS",
+        "AILB_CORS_ORIGINS",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("OPENAI_BASE_URL")
+    @field_validator("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "OLLAMA_BASE_URL")
     @classmethod
-    def _url(cls, value: str) -> str:
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not value.startswith(("http://", "https://")):
             raise ValueError("a URL that begins with http:// or https://")
         return value.rstrip("/")
+
+    @field_validator("ANTHROPIC_BASE_URL", "OLLAMA_BASE_URL")
+    @classmethod
+    def _without_version(cls, value: str | None) -> str | None:
+        """Requests would go to /v1/v1/messages, and each of them would be answered with 404."""
+        if value is not None and value.endswith("/v1"):
+            raise ValueError("the URL without /v1 at its end")
+        return value
+
+    @field_validator("OLLAMA_BASE_URL")
+    @classmethod
+    def _without_api(cls, value: str | None) -> str | None:
+        if value is not None and value.endswith("/api"):
+            raise ValueError("the URL without /api at its end")
+        return value
 
     @field_validator("AILB_ADMIN_KEY")
     @classmethod

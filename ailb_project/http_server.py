@@ -6,6 +6,7 @@ from typing import Any
 import uvicorn
 from django.conf import settings
 
+from ailb_project.http_protocol import Protocol
 from gateway.lifespan import open_now
 
 
@@ -26,7 +27,7 @@ def run(listening: socket.socket) -> bool:
     config = uvicorn.Config(
         application,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -13,5 +13,6 @@ class Job(NamedTuple):
 JOBS = (
     Job("gateway.tasks.recover", 5.0),
     Job("keys.tasks.record_last_used", 15.0),
+    Job("gateway.tasks.discover_models", 60.0),
     Job("gateway.tasks.forget_old_processes", 3600.0),
 )

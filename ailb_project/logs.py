@@ -103,13 +103,19 @@ def configure(level: str) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"json": formatter},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "formatter": "json"},
+                # A logger without a handler is heard by Python's last resort, in plain text.
+                "nowhere": {"class": "logging.NullHandler"},
+            },
             "root": {"handlers": ["stderr"], "level": number},
             "loggers": {
-                "uvicorn.access": {"handlers": [], "propagate": False},
+                "uvicorn.access": {"handlers": ["nowhere"], "propagate": False},
                 # Expected refusals are the client's to read, not an operator's.
                 "django.request": {"level": "ERROR"},
-                "django.security.DisallowedHost": {"handlers": [], "propagate": False},
+                "django.security.DisallowedHost": {"handlers": ["nowhere"], "propagate": False},
+                # At debug it logs the whole context of a page: a new key's secret, CSRF tokens.
+                "django.template": {"level": max(number, logging.INFO)},
             },
         }
     )

@@ -13,6 +13,11 @@ try:
 except environment.SettingsError as error:
     sys.exit(f"ailb: {error}")
 
+# What the gateway writes (SQLite with its sessions and conversations, journals, locks) is for its owner alone, also
+# in a folder that somebody else made. A migration is for everybody: the image's user reads what a developer wrote.
+if "makemigrations" not in sys.argv:
+    os.umask(0o077)
+
 DATA_DIR = ENV.AILB_DATA_DIR.resolve()
 SECRET_KEY = ENV.AILB_SECRET_KEY.get_secret_value()  # type: ignore[union-attr]  # load() made it
 KEY_PEPPER = ENV.AILB_KEY_PEPPER.get_secret_value().encode()  # type: ignore[union-attr]
@@ -21,6 +26,9 @@ ENCRYPTION_KEYS = environment.encryption_keys(ENV)
 DEBUG = False
 ALLOWED_HOSTS = list(ENV.AILB_ALLOWED_HOSTS)
 CSRF_TRUSTED_ORIGINS = list(ENV.AILB_CSRF_ORIGINS)
+# Behind a proxy that speaks TLS the console's origin must be named (Django refuses its forms otherwise). Where all
+# origins are https, browsers come by nothing else: see `ailb_project.browser_security`.
+BEHIND_TLS = bool(CSRF_TRUSTED_ORIGINS) and all(origin.startswith("https://") for origin in CSRF_TRUSTED_ORIGINS)
 
 INSTALLED_APPS = [
     # Before staticfiles: it replaces runserver. Elsewhere its Twisted would be 15 MB in every process.
@@ -48,6 +56,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "ailb_project.browser_security.middleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -81,6 +90,9 @@ TEMPLATES = [
 DATABASES = {"default": environment.database(ENV)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_USER_MODEL = "keys.User"
+AUTHENTICATION_BACKENDS = ["keys.signing_in.PasswordBackend"]
+LOGIN_FAILURES = ENV.AILB_LOGIN_FAILURES
+LOGIN_LOCK_SECONDS = ENV.AILB_LOGIN_LOCK_SECONDS
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
@@ -91,14 +103,30 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "admin:index"  # where a `next` leads that is no path of ours
 
+SESSION_COOKIE_AGE = 12 * 60 * 60  # a working day; an admin's session is worth more than two weeks' comfort
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = BEHIND_TLS
 CSRF_COOKIE_HTTPONLY = True
 CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SECURE = BEHIND_TLS
+# Nothing that a client sends: `ailb_project.browser_security` sets it, and X-Forwarded-Proto is believed from nobody.
+SECURE_PROXY_SSL_HEADER = ("AILB_SCHEME", "https") if BEHIND_TLS else None
+SECURE_HSTS_SECONDS = ENV.AILB_HSTS_SECONDS if BEHIND_TLS else 0
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
+# Of `manage.py check --deploy`:
+SILENCED_SYSTEM_CHECKS = [
+    "security.W008",  # the gateway speaks plain HTTP; from http to https its proxy redirects
+    "security.W005",  # other names of the domain
+    "security.W021",  # are not this installation's to decide on
+    "security.W004",  # AILB_HSTS_SECONDS says
+    # Without a proxy it is reached by plain HTTP, on loopback: cookies that only TLS carries would never arrive.
+    *([] if BEHIND_TLS else ["security.W012", "security.W016"]),
+]
 
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"

@@ -9,6 +9,7 @@ from django.views.generic import RedirectView
 from billing.api import views as billing
 from gateway import api as gateway
 from gateway import openapi
+from gateway.api import configuration
 from keys.api import views as keys
 from security import api as security
 
@@ -37,6 +38,13 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/billing/budget/<str:key_id>", billing.KeyBudgetView.as_view()),
     path("api/billing/budgets/<int:budget_id>", billing.BudgetView.as_view()),
     path("api/billing/usage", billing.UsageView.as_view()),
+    path("api/providers", configuration.ProvidersView.as_view()),
+    path("api/providers/<str:name>", configuration.ProviderView.as_view()),
+    path("api/providers/<str:name>/discover", configuration.ProviderDiscoverView.as_view()),
+    path("api/deployments", configuration.DeploymentsView.as_view()),
+    path("api/deployments/<path:name>", configuration.DeploymentView.as_view()),
+    path("api/models", configuration.ModelGroupsView.as_view()),
+    path("api/models/<path:name>", configuration.ModelGroupView.as_view()),
     path("api/audit", security.AuditView.as_view()),
     path("api/schema", openapi.SchemaView.as_view(), name="schema"),
     path("api/docs", openapi.DocsView.as_view(), name="docs"),

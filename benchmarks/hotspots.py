@@ -39,7 +39,7 @@ def _send(scenario: Scenario, target: Target, requests: int, concurrency: int, c
     result = run_load(
         scenario,
         port=target.server.port,
-        headers=target.headers,
+        headers=target.headers_for(scenario),
         requests=requests,
         connections=concurrency,
         cores=[cores.clients],

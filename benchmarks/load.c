@@ -1,14 +1,14 @@
 /* A load generator for one HTTP/1.1 server on loopback: one thread, epoll, keep-alive, the same request each time.
  *
  *   load --port P --path /v1/... --requests M --connections N [--header "Name: value"]... [--body TEXT]
- *        [--rate R] [--stream 1] [--events E] [--timeout-s T]
+ *        [--rate R] [--ending TEXT] [--events E] [--timeout-s T]
  *
  * Without --rate the loop is closed: each connection sends its next request when the last answer is whole. With
  * --rate it is open: request i is due at start + i/R whether or not the server keeps up, and its latency counts
  * from then, so a stall is seen by every request it delays and not only by the ones in flight.
  *
  * An answer counts when its status is 200 and all of its body came, by its own Content-Length or last chunk. With
- * --stream it must also hold "data: [DONE]", and with --events exactly that many "data:" lines.
+ * --ending it must also hold that text (a stream's "data: [DONE]"), with --events exactly that many "data:" lines.
  * Prints one JSON object; times in it are microseconds unless their name says otherwise.
  */
 #define _GNU_SOURCE
@@ -34,8 +34,8 @@ enum { READ_STEP = 65536, HEAD_LIMIT = 32768, MAX_EVENTS = 256, GIVE_UP_AFTER = 
 
 enum state { IDLE, HEAD, BODY_LENGTH, BODY_UNTIL_CLOSE, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER };
 
-enum failure { BAD_STATUS, SHORT, NO_DONE, WRONG_EVENTS, TIMEOUT, CONNECT, MALFORMED, FAILURES };
-static const char *FAILURE_NAMES[FAILURES] = {"status",  "short",   "no_done",  "wrong_events",
+enum failure { BAD_STATUS, SHORT, NO_ENDING, WRONG_EVENTS, TIMEOUT, CONNECT, MALFORMED, FAILURES };
+static const char *FAILURE_NAMES[FAILURES] = {"status",  "short",   "no_ending",  "wrong_events",
                                               "timeout", "connect", "malformed"};
 
 struct connection {
@@ -56,8 +56,7 @@ static struct {
     int port, connections, events;
     long requests;
     double rate, timeout_s;
-    bool stream;
-    const char *path, *body;
+    const char *path, *body, *ending;
     char *request;
     size_t request_length;
 } options = {.connections = 1, .requests = 1, .timeout_s = 30, .path = "/", .body = ""};
@@ -212,8 +211,9 @@ static int count_events(const struct connection *c) {
 static void finish(struct connection *c) {
     uint64_t now = now_ns();
     if (c->status != 200) return fail(c, BAD_STATUS);
-    if (options.stream && (!c->body_length || !memmem(c->body, c->body_length, "data: [DONE]", 12)))
-        return fail(c, NO_DONE);
+    if (options.ending &&
+        (!c->body_length || !memmem(c->body, c->body_length, options.ending, strlen(options.ending))))
+        return fail(c, NO_ENDING);
     if (options.events && count_events(c) != options.events) return fail(c, WRONG_EVENTS);
     latency_ns[completed] = now - c->began_ns;
     first_ns[completed] = (c->first_body_ns ? c->first_body_ns : now) - c->began_ns;
@@ -420,7 +420,7 @@ static void read_options(int argc, char **argv) {
         else if (!strcmp(name, "--connections")) options.connections = atoi(value);
         else if (!strcmp(name, "--rate")) options.rate = atof(value);
         else if (!strcmp(name, "--timeout-s")) options.timeout_s = atof(value);
-        else if (!strcmp(name, "--stream")) options.stream = atoi(value) != 0;
+        else if (!strcmp(name, "--ending")) options.ending = value;
         else if (!strcmp(name, "--events")) options.events = atoi(value);
         else if (!strcmp(name, "--body")) options.body = value;
         else if (!strcmp(name, "--header")) {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.processes import (
@@ -19,7 +20,8 @@ from benchmarks.processes import (
     memory_bytes,
     strangers_cpu_seconds,
 )
-from benchmarks.scenarios import Scenario, WrongAnswer, ask
+from benchmarks.replies import WrongAnswer, ask
+from benchmarks.scenarios import UNTRANSLATED, Scenario
 from benchmarks.targets import START_SECONDS, Cores, Target, ailb_environment, launch_ailb, set_pacing
 from benchmarks.tools import LoadResult, run_load
 
@@ -27,6 +29,8 @@ from benchmarks.tools import LoadResult, run_load
 AFTERMATH_SECONDS = 0.25
 # Enough connections in the open loop that a free one is found even while answers are late.
 OPEN_LOOP_CONNECTIONS = 64
+# A median of fewer says nothing, however little time there is.
+FEWEST_ROUNDS = 3
 # Streams that mostly wait: so many at once that the server is busy at all.
 PACED_CONNECTIONS = 64
 
@@ -68,20 +72,25 @@ class Round:
 
 @dataclass(frozen=True)
 class Load:
-    """How hard to push. `requests` are chats in a burst; other scenarios take fewer by their weight."""
+    """How hard to push. `requests` are chats in a burst; other scenarios take fewer by their weight.
+
+    `seconds` bounds the rounds of one scenario, after the third.
+    """
 
     requests: int
     concurrency: int
     rounds: int
-    latency_rounds: int
-    latency_seconds: float
+    latency_rounds: int = 0
+    latency_seconds: float = 0
+    seconds: float = math.inf
 
 
 @dataclass
 class Bed:
     """The running servers, the load for them, and everything that went wrong on the way.
 
-    `faulty` names the pairs of scenario and server whose figures are worth nothing because answers were wrong.
+    `faulty` names the pairs of scenario and server whose figures are worth nothing because answers were wrong; of
+    peers that stands in `remarks`.
     """
 
     upstream: Server
@@ -89,13 +98,15 @@ class Bed:
     cores: Cores
     load: Load
     failures: list[str]
+    remarks: list[str]
     faulty: set[tuple[str, str]]
 
     def note(self, scenario: Scenario, target: Target, what: str) -> None:
         """Keeps the first thing that went wrong with a server in a scenario; those after it are mostly the same."""
         if (scenario.name, target.name) not in self.faulty:
             self.faulty.add((scenario.name, target.name))
-            self.failures.append(f"{target.title}, {scenario.name}: {what}")
+            told = self.remarks if target.peer else self.failures
+            told.append(f"{target.title}, {scenario.name}: {what}")
 
     def send(
         self, scenario: Scenario, target: Target, *, requests: int, connections: int, rate: float | None = None
@@ -122,7 +133,7 @@ class Bed:
         result = run_load(
             scenario,
             port=port,
-            headers=target.headers,
+            headers=target.headers_for(scenario),
             requests=requests,
             connections=connections,
             cores=[self.cores.clients],
@@ -137,11 +148,11 @@ class Bed:
 
 def right_answering(bed: Bed, scenario: Scenario) -> list[Target]:
     """Asks each server once; those whose answer differs from the upstream's own are noted and left out."""
-    expected = ask(scenario, port=bed.upstream.port, headers=bed.targets[0].headers)
+    expected = ask(scenario, port=bed.upstream.port, headers=bed.targets[0].headers_for(scenario))
     right = []
     for target in bed.targets:
         try:
-            got = ask(scenario, port=target.server.port, headers=target.headers)
+            got = ask(scenario, port=target.server.port, headers=target.headers_for(scenario))
         except WrongAnswer as error:
             bed.note(scenario, target, str(error))
             continue
@@ -152,18 +163,53 @@ def right_answering(bed: Bed, scenario: Scenario) -> list[Target]:
     return right
 
 
+def right_translations(bed: Bed, target: Target, scenarios: Sequence[Scenario]) -> list[Scenario]:
+    """Asks AILB for each once; what says something else than the upstream's OpenAI stream is noted and left out.
+
+    How many events an answer has is the gateway's to choose, and from here on the number that it must keep to.
+    """
+    expected = ask(UNTRANSLATED, port=bed.upstream.port, headers=target.headers_for(UNTRANSLATED))
+    right = []
+    for scenario in scenarios:
+        try:
+            got = ask(scenario, port=target.server.port, headers=target.headers_for(scenario))
+        except WrongAnswer as error:
+            bed.note(scenario, target, str(error))
+            continue
+        if got.says_as(expected):
+            right.append(replace(scenario, events=got.events))
+        else:
+            bed.note(scenario, target, f"answered {got}, not as {expected}")
+    return right
+
+
 def cpu_rounds(bed: Bed, scenario: Scenario, targets: Sequence[Target]) -> dict[str, list[Round]]:
-    """Bursts at each server in turn, over and over, so that what the machine does meanwhile meets all alike."""
+    """Bursts of one scenario at each server in turn, by the servers' names."""
     set_pacing(bed.upstream, scenario.delay_us)
-    results: dict[str, list[Round]] = {target.name: [] for target in targets}
-    for target in targets:
-        _burst(bed, scenario, target, share=0.5)
-    for number in range(bed.load.rounds):
-        # Each round begins with another server: none always runs behind the same one.
-        first = number % len(targets)
-        for target in [*targets[first:], *targets[:first]]:
-            results[target.name].append(_burst(bed, scenario, target))
+    results = _rounds(bed, {target.name: (scenario, target) for target in targets})
     set_pacing(bed.upstream, 0)
+    return results
+
+
+def translation_rounds(bed: Bed, target: Target, scenarios: Sequence[Scenario]) -> dict[str, list[Round]]:
+    """Bursts of each scenario in turn at one server, by the scenarios' names."""
+    return _rounds(bed, {scenario.name: (scenario, target) for scenario in scenarios})
+
+
+def _rounds(bed: Bed, contenders: Mapping[str, tuple[Scenario, Target]]) -> dict[str, list[Round]]:
+    """All in turn, over and over, so that what the machine does meanwhile meets all alike."""
+    for scenario, target in contenders.values():
+        _burst(bed, scenario, target, share=0.5)
+    results: dict[str, list[Round]] = {name: [] for name in contenders}
+    names = list(contenders)
+    deadline = time.monotonic() + bed.load.seconds
+    for number in range(bed.load.rounds):
+        if number >= FEWEST_ROUNDS and time.monotonic() > deadline:
+            break
+        # Each round begins with another: none always runs behind the same one.
+        first = number % len(names)
+        for name in [*names[first:], *names[:first]]:
+            results[name].append(_burst(bed, *contenders[name]))
     return results
 
 
@@ -265,6 +311,15 @@ def start_up(times: int, *, upstream: Server, logs: Path, cores: Cores) -> Start
     return StartUp(first, second, memory)
 
 
+def starts_of(times: int, launch: Callable[[], Server]) -> list[float]:
+    """Seconds from exec to the first answer of a server that keeps nothing between its starts."""
+    seconds = []
+    for _ in range(times):
+        with launch() as server:
+            seconds.append(server.wait_until_any_answer(seconds=START_SECONDS))
+    return seconds
+
+
 def _start_once(data: Path, *, upstream: Server, logs: Path, cores: Cores) -> tuple[float, int]:
     port = free_port()
     environment = ailb_environment(upstream, data, port, secrets.token_urlsafe(32))
@@ -276,14 +331,16 @@ def _start_once(data: Path, *, upstream: Server, logs: Path, cores: Cores) -> tu
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident set of the HTTP process in bytes after all rounds, and the most it ever was."""
+    """After all rounds, in bytes: the HTTP process's resident set, the most it ever was, the largest process's."""
 
     resident: int
     peak: int
+    largest: int
 
 
 def memory_of(target: Target) -> Memory:
-    return Memory(*memory_bytes(target.server.serving_pid()))
+    resident, peak = memory_bytes(target.server.serving_pid())
+    return Memory(resident, peak, max(memory_bytes(pid)[0] for pid in target.all_pids()))
 
 
 def idle_cpu(target: Target, seconds: float = 3.0) -> float:

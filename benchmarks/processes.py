@@ -209,13 +209,14 @@ def _with_ended_children(pid: int) -> float:
 
 
 def memory_bytes(pid: int) -> tuple[int, int]:
-    """Resident set of a process in bytes: now, and the most it ever was."""
-    values = {}
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("VmRSS", "VmHWM"):
-            values[name] = int(value.split()[0]) * 1024
-    return values["VmRSS"], values["VmHWM"]
+    """Resident set of a process in bytes: now, and the most it ever was; 0 of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, 0
+    fields = dict(line.split(":", 1) for line in lines)
+    now, most = (int(fields.get(name, "0").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 def listens(pid: int, port: int) -> bool:

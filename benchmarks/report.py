@@ -9,45 +9,15 @@ import statistics
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.measure import Latency, Memory, Round, Spread, StartUp, ratios
+from benchmarks import bars
+from benchmarks.findings import Findings
+from benchmarks.measure import Round, Spread, ratios
 from benchmarks.scenarios import Scenario
 
-# The bars of the brief; the CPU bars stand with their scenarios.
-FIRST_START_SECONDS = 12.0
-SECOND_START_SECONDS = 5.0
-MEMORY_MB = 200.0
-ADDED_P50_MS = 2.0
-ADDED_P99_MS = 5.0
-
-# Cores' worth of CPU that others may take before throughput and latency say more about them than about us: little
-# where they must share the two cores of the run, more where they have others.
-QUIET = 0.05
-QUIET_FOR_EACH_FURTHER_CORE = 0.5
-
 PACKAGES = ("django", "channels", "uvicorn", "uvloop", "httptools", "aiohttp", "msgspec")
-
-
-@dataclass
-class Findings:
-    """All that a run measured; what it left out stays empty."""
-
-    command: str
-    titles: dict[str, str] = field(default_factory=dict)
-    rounds: dict[Scenario, dict[str, list[Round]]] = field(default_factory=dict)
-    latencies: dict[Scenario, dict[str, Latency]] = field(default_factory=dict)
-    start_up: StartUp | None = None
-    memory: dict[str, Memory] = field(default_factory=dict)
-    idle_cpu_ms: dict[str, float] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    # Cores' worth of CPU that processes that are none of ours used, by part of the run.
-    strangers: dict[str, float] = field(default_factory=dict)
-    # Scenario and server, by name, where an answer was wrong.
-    faulty: set[tuple[str, str]] = field(default_factory=set)
-    load_average: float = field(default_factory=lambda: os.getloadavg()[0])
 
 
 def render(findings: Findings) -> str:
@@ -57,11 +27,15 @@ def render(findings: Findings) -> str:
         _circumstances(findings),
         _bars(findings),
     ]
+    if findings.remarks:
+        parts.append("\n".join(f"- {remark}" for remark in findings.remarks) + "\n")
     parts += [_cpu_table(findings, scenario) for scenario in findings.rounds]
+    if findings.translations:
+        parts.append(_translation_table(findings))
     if findings.latencies:
         parts.append(_latency_table(findings))
-    if findings.start_up:
-        parts.append(_start_up_table(findings.start_up))
+    if findings.start_up or findings.other_starts:
+        parts.append(_start_up_table(findings))
     if findings.memory:
         parts.append(_memory_table(findings))
     if findings.strangers:
@@ -92,69 +66,52 @@ def _circumstances(findings: Findings) -> str:
 
 
 def _bars(findings: Findings) -> str:
-    rows = [row for scenario in findings.rounds for row in _scenario_bars(findings, scenario)]
-    if start := findings.start_up:
-        disturbed = is_disturbed(findings, "start-up")
-        rows.append(_bar("ready on an empty folder, slowest", max(start.first), FIRST_START_SECONDS, "s", disturbed))
-        rows.append(_bar("ready on the second start, slowest", max(start.second), SECOND_START_SECONDS, "s", disturbed))
-    if memory := findings.memory.get("ailb"):
-        rows.append(_bar("memory of the HTTP process after the load", memory.resident / 1e6, MEMORY_MB, "MB"))
-    elif start:
-        rows.append(_bar("memory of the HTTP process when ready", start.memory_bytes / 1e6, MEMORY_MB, "MB"))
+    rows = bars.rows_of(findings)
     if not rows:
         return "AILB was not measured: no bar is judged.\n"
-    return "## Bars\n\n" + table(["what", "measured", "bar", ""], rows)
-
-
-def _scenario_bars(findings: Findings, scenario: Scenario) -> list[list[str]]:
-    """CPU and latency of one scenario; a server that answered wrongly is not judged by how fast it did."""
-    if (scenario.name, "ailb") in findings.faulty:
-        return [[scenario.title, "wrong answers", "", "**FAILED**"]]
-    rounds, latencies = findings.rounds[scenario], findings.latencies.get(scenario, {})
-    if "ailb" not in rounds:
-        return []
-    rows = []
-    if scenario.bar is not None:
-        what = f"{scenario.title}: CPU of a request, times the bare Channels consumer's"
-        rows.append(_bar(what, ratios(rounds, "ailb").median, scenario.bar, "×"))
-    if latency := latencies.get("ailb"):
-        disturbed = is_disturbed(findings, f"{scenario.title}, latency")
-        p50, p99 = latency.added_p50_us / 1e3, latency.added_p99_us / 1e3
-        rows.append(_bar(f"{scenario.title}: added to the median at half load", p50, ADDED_P50_MS, "ms", disturbed))
-        rows.append(_bar(f"{scenario.title}: added to p99 at half load", p99, ADDED_P99_MS, "ms", disturbed))
-    return rows
-
-
-def _bar(what: str, measured: float, limit: float, unit: str, disturbed: bool = False) -> list[str]:
-    verdict = "PASS" if measured <= limit else "**OVER**, but disturbed" if disturbed else "**OVER**"
-    return [what, f"{measured:.2f} {unit}", f"≤ {limit:g} {unit}", verdict]
+    return "## Bars\n\n" + table(bars.HEADER, rows)
 
 
 def _cpu_table(findings: Findings, scenario: Scenario) -> str:
     rounds = findings.rounds[scenario]
     rows = [_cpu_row(findings, name, rounds) for name in rounds]
-    taken = [r for rows_of_one in rounds.values() for r in rows_of_one]
     header = ["server", "CPU µs a request", "ratio to bare Channels", "requests/s", "core busy", "all its processes µs"]
-    helpers = (
-        f"Beside them, a request: the upstream {statistics.median(r.upstream_us for r in taken):.0f} µs, "
-        f"the load generator {statistics.median(r.client_us for r in taken):.0f} µs, on the other core. "
-        f"{len(next(iter(rounds.values())))} rounds each; median (lowest to highest).\n"
-    )
+    helpers = _helpers(list(rounds.values()))
     if not scenario.saturates:
         helpers += "\nThe servers mostly wait for the upstream here: requests/s is the load, not what they could do.\n"
     return f"## {scenario.title[0].upper()}{scenario.title[1:]}\n\n{table(header, rows)}\n{helpers}"
 
 
+def _helpers(taken: Sequence[Sequence[Round]]) -> str:
+    """What the two programs that every round needs cost beside those that it measures."""
+    every = [one for rounds in taken for one in rounds]
+    return (
+        f"Beside them, a request: the upstream {statistics.median(r.upstream_us for r in every):.0f} µs, "
+        f"the load generator {statistics.median(r.client_us for r in every):.0f} µs, on the other core. "
+        f"{len(taken[0])} rounds each; median (lowest to highest).\n"
+    )
+
+
 def _cpu_row(findings: Findings, name: str, rounds: dict[str, list[Round]]) -> list[str]:
-    own = rounds[name]
+    return _row_of(findings.titles[name], rounds[name], ratios(rounds, name))
+
+
+def _row_of(title: str, rounds: Sequence[Round], ratio: Spread) -> list[str]:
     return [
-        findings.titles[name],
-        _spread(Spread.of([r.cpu_us for r in own]), ".0f"),
-        _spread(ratios(rounds, name), ".2f"),
-        _spread(Spread.of([r.requests_per_second for r in own]), ".0f"),
-        f"{statistics.median(r.busy for r in own):.0%}",
-        f"{statistics.median(r.all_cpu_us for r in own):.0f}",
+        title,
+        _spread(Spread.of([r.cpu_us for r in rounds]), ".0f"),
+        _spread(ratio, ".2f"),
+        _spread(Spread.of([r.requests_per_second for r in rounds]), ".0f"),
+        f"{statistics.median(r.busy for r in rounds):.0%}",
+        f"{statistics.median(r.all_cpu_us for r in rounds):.0f}",
     ]
+
+
+def _translation_table(findings: Findings) -> str:
+    taken = findings.translations
+    rows = [_row_of(each.title, taken[each], bars.times_untranslated(findings, each)) for each in taken]
+    header = ["AILB", "CPU µs a stream", "ratio to the first", "streams/s", "core busy", "all its processes µs"]
+    return f"## Streams in translation\n\n{table(header, rows)}\n{_helpers(list(taken.values()))}"
 
 
 def _spread(spread: Spread, form: str) -> str:
@@ -177,14 +134,14 @@ def _latency_table(findings: Findings) -> str:
     return f"## Latency at half load\n\n{table(header, rows)}\n{text}"
 
 
-def _start_up_table(start: StartUp) -> str:
-    rows = [
-        ["empty data folder", *_seconds(start.first)],
-        ["the same folder again", *_seconds(start.second)],
-    ]
-    header = ["start, from exec to `/readyz` 200, all cores", "median s", "slowest s", "starts"]
-    memory = f"HTTP process when ready: {start.memory_bytes / 1e6:.0f} MB resident.\n"
-    return f"## Start-up\n\n{table(header, rows)}\n{memory}"
+def _start_up_table(findings: Findings) -> str:
+    rows, memory = [], ""
+    if start := findings.start_up:
+        rows = [["AILB, empty data folder", *_seconds(start.first)], ["AILB, the same again", *_seconds(start.second)]]
+        memory = f" AILB's HTTP process when ready: {start.memory_bytes / 1e6:.0f} MB resident."
+    rows += [[title, *_seconds(times)] for title, times in findings.other_starts.items()]
+    text = f"With all cores, from exec to `/readyz` 200, of the others to the first answer of any kind.{memory}\n"
+    return f"## Start-up\n\n{table(['server', 'median s', 'slowest s', 'starts'], rows)}\n{text}"
 
 
 def _seconds(times: Sequence[float]) -> list[str]:
@@ -197,24 +154,25 @@ def _memory_table(findings: Findings) -> str:
             findings.titles[name],
             f"{memory.resident / 1e6:.0f}",
             f"{memory.peak / 1e6:.0f}",
+            f"{memory.largest / 1e6:.0f}",
             f"{findings.idle_cpu_ms[name]:.1f}",
         ]
         for name, memory in findings.memory.items()
     ]
-    header = ["HTTP process", "resident after the load, MB", "peak, MB", "idle CPU of all its processes, ms/s"]
+    header = [
+        "HTTP process",
+        "resident after the load, MB",
+        "peak, MB",
+        "largest of all its processes, MB",
+        "idle CPU of all its processes, ms/s",
+    ]
     return f"## Memory, and CPU at rest\n\n{table(header, rows)}"
-
-
-def is_disturbed(findings: Findings, part: str) -> bool:
-    """Whether other processes of the machine used so much of it during a part of the run that it shows."""
-    further = max(len(os.sched_getaffinity(0)) - 2, 0)
-    return findings.strangers[part] > QUIET + QUIET_FOR_EACH_FURTHER_CORE * further
 
 
 def _strangers_table(findings: Findings) -> str:
     cores = len(os.sched_getaffinity(0))
     rows = [
-        [part, f"{used:.2f}", "**disturbed**" if is_disturbed(findings, part) else "quiet"]
+        [part, f"{used:.2f}", "**disturbed**" if findings.is_disturbed(part) else "quiet"]
         for part, used in findings.strangers.items()
     ]
     text = (

@@ -1,4 +1,4 @@
-"""The servers of a run: the upstream, the two bare ones and AILB, each in its own process on loopback."""
+"""The servers of a run: the upstream, the bare ones, AILB and its peer, each in its own process on loopback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks import portkey
 from benchmarks.processes import Server, ServerFailed, family, free_port
+from benchmarks.scenarios import CLAUDE_MODEL, OLLAMA_MODEL, OPENAI_MODEL, Scenario
 from benchmarks.tools import BUILD, FOLDER
 
 REPOSITORY = FOLDER.parent
@@ -20,6 +22,9 @@ REPOSITORY = FOLDER.parent
 GATEWAY_PREFIXES = ("AILB_", "OPENAI_", "ANTHROPIC_", "OLLAMA_", "ENABLE_", "DATABASE_", "REDIS_", "CHROMA_", "HTTP_")
 GATEWAY_NAMES = {"HOST", "GRPC_PORT", "MODULE_ID", "ROUTING_STRATEGY", "DJANGO_SETTINGS_MODULE", "PYTHONPATH"}
 START_SECONDS = 60.0
+BARE = {"asgi": "bare ASGI callable", "channels": "bare Channels consumer"}
+# As long as one of AILB's keys, so that the requests are the same to the byte but for the key itself.
+ANY_KEY = "sk-ailb_" + "0" * 49
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,22 @@ class Cores:
 
 @dataclass(frozen=True)
 class Target:
-    """A server under test and the headers that its clients send."""
+    """A server under test, the key that its clients have and what they send beside it.
+
+    `peer` is somebody else's: what goes wrong with it is told, and no failure of the run.
+    """
 
     name: str
     title: str
     server: Server
-    headers: tuple[str, ...]
+    key: str
+    headers: tuple[str, ...] = ()
+    peer: bool = False
+
+    def headers_for(self, scenario: Scenario) -> tuple[str, ...]:
+        """All headers of a scenario's request, but for its body's."""
+        sdk = anthropic_headers if scenario.of_anthropic else openai_headers
+        return (*sdk(self.key), *self.headers)
 
     def measured_pids(self) -> list[int]:
         """The process that answers HTTP and its descendants: their CPU is what a request is charged."""
@@ -55,7 +70,7 @@ class Target:
         return family(self.server.pid)
 
 
-def client_headers(key: str) -> tuple[str, ...]:
+def openai_headers(key: str) -> tuple[str, ...]:
     """What the OpenAI SDK sends beside the body."""
     return (
         f"Authorization: Bearer {key}",
@@ -68,6 +83,20 @@ def client_headers(key: str) -> tuple[str, ...]:
     )
 
 
+def anthropic_headers(key: str) -> tuple[str, ...]:
+    """What the Anthropic SDK sends beside the body."""
+    return (
+        f"x-api-key: {key}",
+        "anthropic-version: 2023-06-01",
+        "Content-Type: application/json",
+        "Accept: application/json",
+        "Accept-Encoding: identity",
+        "User-Agent: Anthropic/Python 2.12.0",
+        "X-Stainless-Lang: python",
+        "X-Stainless-Async: false",
+    )
+
+
 def start_upstream(logs: Path, cores: Cores) -> Server:
     port = free_port()
     command = [str(BUILD / "upstream"), "--port", str(port)]
@@ -75,16 +104,24 @@ def start_upstream(logs: Path, cores: Cores) -> Server:
     return _ready(server, "/v1/models", seconds=5)
 
 
-def start_bare(kind: str, upstream: Server, logs: Path, cores: Cores) -> Target:
-    """One of bare.py's servers: `asgi` or `channels`."""
+def launch_bare(kind: str, upstream: Server, *, log: Path, cores: Iterable[int]) -> Server:
+    """Starts one of bare.py's servers, `asgi` or `channels`, without waiting for it."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.bare", kind, "--port", str(port), "--upstream", base_url(upstream)]
-    log = logs / f"{kind}.log"
-    server = Server(kind, command, port=port, log=log, cores=[cores.server], folder=REPOSITORY)
+    return Server(kind, command, port=port, log=log, cores=cores, folder=REPOSITORY)
+
+
+def start_bare(kind: str, upstream: Server, logs: Path, cores: Cores) -> Target:
+    """One of bare.py's servers on the server core, ready."""
+    server = launch_bare(kind, upstream, log=logs / f"{kind}.log", cores=[cores.server])
+    return Target(kind, BARE[kind], _ready(server, None, seconds=START_SECONDS), ANY_KEY)
+
+
+def start_portkey(program: portkey.Program, upstream: Server, logs: Path, cores: Cores) -> Target:
+    """Portkey's gateway on the server core, ready, as a peer."""
+    server = portkey.launch(program, log=logs / "portkey.log", cores=[cores.server])
     _ready(server, None, seconds=START_SECONDS)
-    title = {"asgi": "bare ASGI callable", "channels": "bare Channels consumer"}[kind]
-    # As long as one of AILB's keys, so that the requests are the same to the byte but for the key itself.
-    return Target(kind, title, server, client_headers("sk-ailb_" + "0" * 49))
+    return Target("portkey", portkey.TITLE, server, ANY_KEY, portkey.headers(base_url(upstream)), peer=True)
 
 
 def ailb_environment(upstream: Server, data: Path, port: int, admin_key: str) -> dict[str, str]:
@@ -97,10 +134,24 @@ def ailb_environment(upstream: Server, data: Path, port: int, admin_key: str) ->
     return kept | {
         "OPENAI_API_KEY": "sk-bench",
         "OPENAI_BASE_URL": base_url(upstream),
-        "OPENAI_MODELS": "gpt-4o-mini",
+        "OPENAI_MODELS": OPENAI_MODEL,
         "AILB_DATA_DIR": str(data),
         "AILB_ADMIN_KEY": admin_key,
         "HTTP_PORT": str(port),
+    }
+
+
+def further_providers(upstream: Server) -> dict[str, str]:
+    """What the environment of one with three providers says more; all three are the upstream."""
+    address = base_url(upstream).removesuffix("/v1")
+    return {
+        "ANTHROPIC_API_KEY": "sk-ant-bench",
+        "ANTHROPIC_BASE_URL": address,
+        "ANTHROPIC_MODELS": CLAUDE_MODEL,
+        "OLLAMA_BASE_URL": address,
+        "OLLAMA_MODELS": OLLAMA_MODEL,
+        # Nobody sells what runs on one's own machine, and the key has a dollar quota.
+        "AILB_UNPRICED": "allow",
     }
 
 
@@ -125,7 +176,7 @@ def start_ailb(
     except BaseException:
         server.stop()
         raise
-    return Target("ailb", "AILB, everything on", server, client_headers(key))
+    return Target("ailb", "AILB, everything on", server, key)
 
 
 def make_key(port: int, admin_key: str) -> str:

@@ -66,8 +66,8 @@ def run_load(
     command += ["--requests", str(requests), "--connections", str(connections), "--timeout-s", str(ANSWER_SECONDS)]
     for header in headers:
         command += ["--header", header]
-    if scenario.events:
-        command += ["--stream", "1", "--events", str(scenario.events)]
+    if scenario.ending:
+        command += ["--ending", scenario.ending, "--events", str(scenario.events)]
     if rate is not None:
         command += ["--rate", f"{rate:.3f}"]
     with pinned_to(cores):

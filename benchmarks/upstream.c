@@ -1,9 +1,12 @@
-/* A scripted OpenAI-compatible upstream: one thread, epoll, HTTP/1.1 keep-alive, loopback only.
+/* A scripted upstream of three dialects: one thread, epoll, HTTP/1.1 keep-alive, loopback only.
  *
  * It exists so that what is measured is the server in front of it: every answer is assembled before the first
- * request, and answering costs little more than the writes themselves.
+ * request, and answering costs little more than the writes themselves. Whatever the dialect, it says the same words
+ * and counts the same tokens, so that answers can be compared across translations.
  *
- *   POST /v1/chat/completions   a plain reply, or with "stream": true an SSE stream in chunked encoding
+ *   POST /v1/chat/completions   OpenAI's: a plain reply, or with "stream": true SSE in chunked encoding
+ *   POST /v1/messages           Anthropic's, the same way; its events are named
+ *   POST /api/chat              Ollama's, the same way; its stream is lines of JSON
  *   GET  /v1/models             one model
  *   POST /_bench?delay_us=N&coalesce=N   changes how the next streams are paced, answers 204
  *
@@ -33,13 +36,17 @@ enum {
     READ_STEP = 65536,
     MAX_HEAD = 65536,
     MAX_BODY = 32 << 20, /* AILB refuses bodies over 20 MiB, so none that it forwards comes near */
-    ID_LENGTH = 29,      /* what follows "chatcmpl-" in OpenAI's ids */
+    ID_LENGTH = 29,      /* what follows "chatcmpl-" in OpenAI's ids; here "msg_" too */
+    PROMPT_TOKENS = 112,
+    PLAIN_TOKENS = 6,
     MAX_EVENTS = 256,
 };
 
-/* The shape of ids; overwritten with a fresh one in every answer. */
-#define ID_TEMPLATE "chatcmpl-00000000000000000000000000000"
+/* Overwritten with a fresh one in every answer. */
+#define ID "00000000000000000000000000000"
 #define MODEL "gpt-4o-mini-2024-07-18"
+#define CLAUDE "claude-haiku-4-5-20251001"
+#define LLAMA "llama3.2"
 #define FINGERPRINT "fp_44709d6fcb"
 
 static const char *WORDS[] = {
@@ -48,8 +55,9 @@ static const char *WORDS[] = {
     " writes", " down",   " to",      " the",     " last",   " nano",  "-dollar", " what",   " it",      " cost.",
 };
 enum { WORD_COUNT = sizeof WORDS / sizeof *WORDS };
+#define PLAIN_TEXT "It keeps the ledger."
 
-/* Bytes that can be sent as they are once a fresh id is written at `id_at`. */
+/* Bytes that can be sent as they are once a fresh id is written at `id_at`; 0 where they hold none. */
 struct piece {
     char *bytes;
     size_t length;
@@ -80,8 +88,8 @@ struct connection {
 static int epoll_fd, timer_fd;
 static uint64_t delay_ns;
 static int coalesce = 1;
-static struct script with_usage, without_usage;
-static struct piece plain;
+static struct script openai_with_usage, openai_without_usage, anthropic_stream, ollama_stream;
+static struct piece openai_plain, anthropic_plain, ollama_plain;
 static char *models;
 static size_t models_length;
 /* Every paced stream waits equally long, so first in is first due: a list is the whole timer wheel. */
@@ -107,74 +115,178 @@ static uint64_t now_ns(void) {
 
 /* ---- the answers, assembled once ---- */
 
-static size_t find_id(const char *bytes, size_t length) {
-    char *at = memmem(bytes, length, ID_TEMPLATE, sizeof ID_TEMPLATE - 1);
-    return (size_t)(at - bytes) + sizeof "chatcmpl-" - 1;
-}
-
 static struct piece piece_of(const char *head, const char *body, const char *tail) {
     struct piece piece;
     piece.length = strlen(head) + strlen(body) + strlen(tail);
     piece.bytes = must(malloc(piece.length + 1));
     sprintf(piece.bytes, "%s%s%s", head, body, tail);
-    piece.id_at = find_id(piece.bytes, piece.length);
+    char *id = strstr(piece.bytes, ID);
+    piece.id_at = id ? (size_t)(id - piece.bytes) : 0;
     return piece;
 }
 
+static struct piece plain_piece(const char *headers, const char *body) {
+    char head[256];
+    snprintf(head, sizeof head,
+             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%sContent-Length: %zu\r\n\r\n", headers,
+             strlen(body));
+    return piece_of(head, body, "");
+}
+
+#define STREAM_HEAD(type, headers) \
+    "HTTP/1.1 200 OK\r\nContent-Type: " type "\r\n" headers "Transfer-Encoding: chunked\r\n\r\n"
+#define STREAM_TAIL "0\r\n\r\n"
+
+static struct script empty_script(int most) {
+    return (struct script){must(calloc((size_t)most, sizeof(struct piece))), 0};
+}
+
+/* Adds one HTTP chunk to a stream. */
+static void add(struct script *script, const char *head, const char *text, const char *tail) {
+    char framed[1200];
+    snprintf(framed, sizeof framed, "%zx\r\n%s\r\n", strlen(text), text);
+    script->pieces[script->count++] = piece_of(head, framed, tail);
+}
+
+/* -- OpenAI's */
+
 #define USAGE(tokens) \
-    "{\"prompt_tokens\":112,\"completion_tokens\":" tokens ",\"total_tokens\":%d," \
+    "{\"prompt_tokens\":%d,\"completion_tokens\":" tokens ",\"total_tokens\":%d," \
     "\"prompt_tokens_details\":{\"cached_tokens\":0,\"audio_tokens\":0}," \
     "\"completion_tokens_details\":{\"reasoning_tokens\":0,\"audio_tokens\":0," \
     "\"accepted_prediction_tokens\":0,\"rejected_prediction_tokens\":0}}"
 
-/* One event of the stream, framed as one HTTP chunk. `choices` is the inside of the list, `usage` a whole member. */
-static struct piece event(const char *head, const char *choices, const char *usage, const char *tail, long created) {
-    char json[1024], framed[1100];
-    snprintf(json, sizeof json,
-             "data: {\"id\":\"" ID_TEMPLATE "\",\"object\":\"chat.completion.chunk\",\"created\":%ld,"
+/* `choices` is the inside of the list, `usage` a whole member. */
+static void add_chunk(struct script *script, const char *head, const char *choices, const char *usage,
+                      const char *tail, long created) {
+    char event[1024];
+    snprintf(event, sizeof event,
+             "data: {\"id\":\"chatcmpl-" ID "\",\"object\":\"chat.completion.chunk\",\"created\":%ld,"
              "\"model\":\"" MODEL "\",\"service_tier\":\"default\",\"system_fingerprint\":\"" FINGERPRINT "\","
              "\"choices\":[%s]%s}\n\n",
              created, choices, usage);
-    snprintf(framed, sizeof framed, "%zx\r\n%s\r\n", strlen(json), json);
-    return piece_of(head, framed, tail);
+    add(script, head, event, tail);
 }
 
-static struct script make_script(int chunks, bool usage, long created) {
+static struct script make_openai_stream(int chunks, bool usage, long created) {
     const char *head =
-        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
-        "openai-processing-ms: 12\r\nx-request-id: req_bench\r\nTransfer-Encoding: chunked\r\n\r\n";
-    const char *done = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
+        STREAM_HEAD("text/event-stream; charset=utf-8",
+                    "Cache-Control: no-cache\r\nopenai-processing-ms: 12\r\nx-request-id: req_bench\r\n");
+    const char *done = "e\r\ndata: [DONE]\n\n\r\n" STREAM_TAIL;
     const char *no_usage = usage ? ",\"usage\":null" : "";
-    struct script script = {must(calloc((size_t)chunks + 2, sizeof(struct piece))), 0};
+    struct script script = empty_script(chunks + 2);
     char choice[256], total[512];
     for (int i = 0; i < chunks; i++) {
         snprintf(choice, sizeof choice,
                  "{\"index\":0,\"delta\":{%s\"content\":\"%s\"%s},\"logprobs\":null,\"finish_reason\":null}",
                  i ? "" : "\"role\":\"assistant\",", WORDS[i % WORD_COUNT], i ? "" : ",\"refusal\":null");
-        script.pieces[script.count++] = event(i ? "" : head, choice, no_usage, "", created);
+        add_chunk(&script, i ? "" : head, choice, no_usage, "", created);
     }
-    script.pieces[script.count++] = event("", "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}",
-                                          no_usage, usage ? "" : done, created);
+    add_chunk(&script, "", "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}", no_usage,
+              usage ? "" : done, created);
     if (usage) {
-        snprintf(total, sizeof total, ",\"usage\":" USAGE("%d"), chunks, 112 + chunks);
-        script.pieces[script.count++] = event("", "", total, done, created);
+        snprintf(total, sizeof total, ",\"usage\":" USAGE("%d"), PROMPT_TOKENS, chunks, PROMPT_TOKENS + chunks);
+        add_chunk(&script, "", "", total, done, created);
     }
     return script;
 }
 
-static void make_plain(long created) {
-    char body[1024], head[256];
+static struct piece make_openai_plain(long created) {
+    char body[1024];
     snprintf(body, sizeof body,
-             "{\"id\":\"" ID_TEMPLATE "\",\"object\":\"chat.completion\",\"created\":%ld,\"model\":\"" MODEL "\","
-             "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":"
-             "\"It keeps the ledger.\",\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"stop\"}],"
+             "{\"id\":\"chatcmpl-" ID "\",\"object\":\"chat.completion\",\"created\":%ld,\"model\":\"" MODEL "\","
+             "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"" PLAIN_TEXT "\","
+             "\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"stop\"}],"
              "\"usage\":" USAGE("%d") ",\"system_fingerprint\":\"" FINGERPRINT "\"}",
-             created, 6, 118);
-    snprintf(head, sizeof head,
-             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nopenai-processing-ms: 12\r\n"
-             "x-request-id: req_bench\r\nContent-Length: %zu\r\n\r\n",
-             strlen(body));
-    plain = piece_of(head, body, "");
+             created, PROMPT_TOKENS, PLAIN_TOKENS, PROMPT_TOKENS + PLAIN_TOKENS);
+    return plain_piece("openai-processing-ms: 12\r\nx-request-id: req_bench\r\n", body);
+}
+
+/* -- Anthropic's */
+
+#define MESSAGE_START \
+    "{\"id\":\"msg_" ID "\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"" CLAUDE "\","
+#define INPUT_TOKENS "\"input_tokens\":%d,\"cache_creation_input_tokens\":0,\"cache_read_input_tokens\":0"
+
+/* `members` follow the event's type. */
+static void add_event(struct script *script, const char *head, const char *name, const char *members,
+                      const char *tail) {
+    char event[1024];
+    snprintf(event, sizeof event, "event: %s\ndata: {\"type\":\"%s\"%s}\n\n", name, name, members);
+    add(script, head, event, tail);
+}
+
+static struct script make_anthropic_stream(int chunks) {
+    const char *head =
+        STREAM_HEAD("text/event-stream; charset=utf-8", "Cache-Control: no-cache\r\nrequest-id: req_bench\r\n");
+    struct script script = empty_script(chunks + 5);
+    char members[512];
+    snprintf(members, sizeof members,
+             ",\"message\":" MESSAGE_START "\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,"
+             "\"usage\":{" INPUT_TOKENS ",\"output_tokens\":1,\"service_tier\":\"standard\"}}",
+             PROMPT_TOKENS);
+    add_event(&script, head, "message_start", members, "");
+    add_event(&script, "", "content_block_start",
+              ",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}", "");
+    for (int i = 0; i < chunks; i++) {
+        snprintf(members, sizeof members, ",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"%s\"}",
+                 WORDS[i % WORD_COUNT]);
+        add_event(&script, "", "content_block_delta", members, "");
+    }
+    add_event(&script, "", "content_block_stop", ",\"index\":0", "");
+    snprintf(members, sizeof members,
+             ",\"delta\":{\"stop_reason\":\"end_turn\",\"stop_sequence\":null},"
+             "\"usage\":{" INPUT_TOKENS ",\"output_tokens\":%d}",
+             PROMPT_TOKENS, chunks);
+    add_event(&script, "", "message_delta", members, "");
+    add_event(&script, "", "message_stop", "", STREAM_TAIL);
+    return script;
+}
+
+static struct piece make_anthropic_plain(void) {
+    char body[1024];
+    snprintf(body, sizeof body,
+             MESSAGE_START "\"content\":[{\"type\":\"text\",\"text\":\"" PLAIN_TEXT "\"}],\"stop_reason\":\"end_turn\","
+             "\"stop_sequence\":null,\"usage\":{" INPUT_TOKENS ",\"output_tokens\":%d,\"service_tier\":\"standard\"}}",
+             PROMPT_TOKENS, PLAIN_TOKENS);
+    return plain_piece("request-id: req_bench\r\n", body);
+}
+
+/* -- Ollama's */
+
+#define LINE "{\"model\":\"" LLAMA "\",\"created_at\":\"%s\",\"message\":{\"role\":\"assistant\",\"content\":\"%s\"}"
+#define DONE \
+    ",\"done\":true,\"done_reason\":\"stop\",\"total_duration\":612345678,\"load_duration\":12345678," \
+    "\"prompt_eval_count\":%d,\"prompt_eval_duration\":100000000,\"eval_count\":%d,\"eval_duration\":500000000}"
+
+static struct script make_ollama_stream(int chunks, const char *created) {
+    struct script script = empty_script(chunks + 1);
+    char line[512];
+    for (int i = 0; i < chunks; i++) {
+        snprintf(line, sizeof line, LINE ",\"done\":false}\n", created, WORDS[i % WORD_COUNT]);
+        add(&script, i ? "" : STREAM_HEAD("application/x-ndjson", ""), line, "");
+    }
+    snprintf(line, sizeof line, LINE DONE "\n", created, "", PROMPT_TOKENS, chunks);
+    add(&script, "", line, STREAM_TAIL);
+    return script;
+}
+
+static struct piece make_ollama_plain(const char *created) {
+    char body[512];
+    snprintf(body, sizeof body, LINE DONE, created, PLAIN_TEXT, PROMPT_TOKENS, PLAIN_TOKENS);
+    return plain_piece("", body);
+}
+
+static void make_answers(int chunks, long created) {
+    char stamp[64];
+    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S.123456Z", gmtime(&created));
+    openai_with_usage = make_openai_stream(chunks, true, created);
+    openai_without_usage = make_openai_stream(chunks, false, created);
+    openai_plain = make_openai_plain(created);
+    anthropic_stream = make_anthropic_stream(chunks);
+    anthropic_plain = make_anthropic_plain();
+    ollama_stream = make_ollama_stream(chunks, stamp);
+    ollama_plain = make_ollama_plain(stamp);
 }
 
 static void make_models(long created) {
@@ -204,7 +316,7 @@ static void append_text(struct connection *c, const char *text) { append(c, text
 
 static void append_piece(struct connection *c, const struct piece *piece) {
     append(c, piece->bytes, piece->length);
-    memcpy(c->out + c->out_length - piece->length + piece->id_at, c->id, ID_LENGTH);
+    if (piece->id_at) memcpy(c->out + c->out_length - piece->length + piece->id_at, c->id, ID_LENGTH);
 }
 
 static void fresh_id(struct connection *c) {
@@ -422,17 +534,26 @@ static void change_pacing(const struct request *r) {
     if (together) coalesce = atoi(together + 9) > 0 ? atoi(together + 9) : 1;
 }
 
+static void reply(struct connection *c, const struct request *r, const struct piece *plain,
+                  const struct script *stream) {
+    fresh_id(c);
+    if (!is_true(r, "\"stream\"")) {
+        append_piece(c, plain);
+        return;
+    }
+    c->script = stream;
+    c->next_piece = 0;
+    c->due_ns = 0;
+}
+
 static void answer(struct connection *c, const struct request *r) {
     bool post = is(r->method, r->method_length, "POST");
     if (post && is(r->path, r->path_length, "/v1/chat/completions")) {
-        fresh_id(c);
-        if (is_true(r, "\"stream\"")) {
-            c->script = is_true(r, "\"include_usage\"") ? &with_usage : &without_usage;
-            c->next_piece = 0;
-            c->due_ns = 0;
-        } else {
-            append_piece(c, &plain);
-        }
+        reply(c, r, &openai_plain, is_true(r, "\"include_usage\"") ? &openai_with_usage : &openai_without_usage);
+    } else if (post && is(r->path, r->path_length, "/v1/messages")) {
+        reply(c, r, &anthropic_plain, &anthropic_stream);
+    } else if (post && is(r->path, r->path_length, "/api/chat")) {
+        reply(c, r, &ollama_plain, &ollama_stream);
     } else if (!post && is(r->path, r->path_length, "/v1/models")) {
         append(c, models, models_length);
     } else if (post && r->path_length > 7 && !memcmp(r->path, "/_bench", 7)) {
@@ -549,9 +670,7 @@ int main(int argc, char **argv) {
     coalesce = (int)option(argc, argv, "--coalesce", 1);
     if (coalesce < 1) coalesce = 1;
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* never outlives the run that started it */
-    with_usage = make_script(chunks, true, created);
-    without_usage = make_script(chunks, false, created);
-    make_plain(created);
+    make_answers(chunks, created);
     make_models(created);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);

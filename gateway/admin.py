@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django import forms
-from django.contrib import admin
+from django.conf import settings
+from django.contrib import admin, messages
 from django.db import models
 from django.http import HttpRequest
 from django.utils import timezone
@@ -15,8 +16,9 @@ from unfold.contrib.filters.admin import ChoicesDropdownFilter, RelatedDropdownF
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldBooleanSwitchWidget
 
-from ailb_project.console import READ, ConsoleAdmin, Switchable
-from gateway import providers, vault
+from ailb_project.console import READ, ConsoleAdmin, Switchable, actor_of
+from gateway import discovery, environment, providers, vault
+from gateway.errors import UpstreamError
 from gateway.models import ConfigVersion, Deployment, GatewayProcess, GroupMember, ModelGroup, Provider
 
 _PORTS = {"http": 80, "https": 443}
@@ -145,6 +147,7 @@ class ProviderAdmin(Switchable):
     resource = "providers"
     fixed = ("slug",)
     form = ProviderForm
+    actions: Any = (*Switchable.actions, "discover")
     list_display = ("slug", "kind", "base_url", "has_credentials", "enabled", "models", "defined_by")
     list_filter = ("enabled", ("kind", ChoicesDropdownFilter))
     search_fields = ("slug", "base_url")
@@ -172,6 +175,27 @@ class ProviderAdmin(Switchable):
             },
         ),
     )
+
+    @admin.action(description="Discover models", permissions=["change"])
+    def discover(self, request: HttpRequest, queryset: models.QuerySet) -> None:
+        """Ask each server which models it has; its deployments follow."""
+        for provider in queryset:
+            text, level = self._discovered(request, provider)
+            self.message_user(request, f"{provider.slug}: {text}", level)
+
+    def _discovered(self, request: HttpRequest, provider: Provider) -> tuple[str, int]:
+        """What to say of one provider, and how loudly."""
+        if not discovery.can_discover(provider.kind):
+            return "a provider of its kind cannot be asked for its models.", messages.WARNING
+        if environment.names_models_of(settings.ENV, provider):
+            return "its models are defined elsewhere.", messages.WARNING
+        try:
+            found = discovery.discover(provider, actor_of(request))
+        except UpstreamError as error:
+            return error.message, messages.ERROR
+        except discovery.NotDiscoverable:
+            return "its credentials cannot be opened.", messages.ERROR
+        return f"{len(found)} model{'' if len(found) == 1 else 's'}: {', '.join(found) or 'none'}", messages.SUCCESS
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
         return super().get_queryset(request).annotate(number_of_models=models.Count("deployments"))

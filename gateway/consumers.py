@@ -9,16 +9,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-import msgspec
 import structlog
 from channels.generic.http import AsyncHttpConsumer
 
 from ailb_project.logs import request_line
 from gateway import metrics, pipeline
+from gateway.doors.base import Door
+from gateway.doors.chat import ChatDoor
+from gateway.doors.messages import MessagesDoor
 from gateway.errors import GatewayError, InternalError, InvalidRequest, MethodNotAllowed, RequestTooLarge
 from gateway.exchange import Exchange, Headers
 from gateway.lifespan import plane
-from gateway.render import error_headers, openai_error
+from gateway.plane import Plane
+from gateway.problems import error_headers
 
 log = structlog.get_logger()
 
@@ -29,27 +32,28 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class ChatReply:
-    """A reply at the OpenAI door."""
+class HttpReply:
+    """A reply over HTTP."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._request_id = b""
+        self._request_id: Headers = []
         self.opened = self.ended = False
 
     def identify(self, request_id: str) -> None:
-        self._request_id = request_id.encode()
+        # The second is the Anthropic SDK's name for it.
+        self._request_id = [(b"x-request-id", request_id.encode()), (b"request-id", request_id.encode())]
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         self.opened = self.ended = True
-        headers = [(b"x-request-id", self._request_id), (b"content-length", b"%d" % len(body)), *headers]
+        headers = [*self._request_id, (b"content-length", b"%d" % len(body)), *headers]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def open(self, headers: Headers) -> None:
         self.opened = True
         stream = [
-            (b"x-request-id", self._request_id),
+            *self._request_id,
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
@@ -64,14 +68,18 @@ class ChatReply:
         await self._send({"type": "http.response.body", "body": piece})
 
 
-class ChatConsumer(AsyncHttpConsumer):
-    """`POST /v1/chat/completions`."""
+class InferenceConsumer(AsyncHttpConsumer):
+    """A door that takes POST, in the dialect of its clients."""
 
-    methods: ClassVar = (b"POST",)
+    door: ClassVar[Door]
+
+    async def serve(self, exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], plane: Plane) -> None:
+        """Which of the pipeline's functions is asked."""
+        await pipeline.answer(exchange, read_body, plane)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        reply = ChatReply(send)
-        exchange = Exchange(dict(scope["headers"]), reply)
+        reply = HttpReply(send)
+        exchange = Exchange(dict(scope["headers"]), reply, self.door)
         reply.identify(exchange.id)
         watcher = _Watcher(receive, exchange)
 
@@ -84,7 +92,7 @@ class ChatConsumer(AsyncHttpConsumer):
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("This endpoint takes POST.", headers=(("allow", "POST"),))
-            await pipeline.answer(exchange, read_body, await plane())
+            await self.serve(exchange, read_body, await plane())
         except GatewayError as error:
             await _refuse(exchange, error)
         except asyncio.CancelledError:
@@ -98,6 +106,27 @@ class ChatConsumer(AsyncHttpConsumer):
             watcher.stop()
             metrics.active(-1)
             _tell(exchange)
+
+
+class ChatConsumer(InferenceConsumer):
+    """`POST /v1/chat/completions`."""
+
+    door = ChatDoor()
+
+
+class MessagesConsumer(InferenceConsumer):
+    """`POST /v1/messages`."""
+
+    door = MessagesDoor()
+
+
+class CountTokensConsumer(InferenceConsumer):
+    """`POST /v1/messages/count_tokens`."""
+
+    door = MessagesDoor()
+
+    async def serve(self, exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], plane: Plane) -> None:
+        await pipeline.count_tokens(exchange, read_body, plane)
 
 
 async def _read_body(receive: Receive, headers: Any) -> bytes:
@@ -174,11 +203,11 @@ async def _refuse(exchange: Exchange, error: GatewayError) -> None:
     exchange.status = error.status
     if error.limited_by is not None:
         metrics.RATE_LIMITED.labels(*error.limited_by).inc()
-    reply, body = exchange.reply, msgspec.json.encode(openai_error(error, exchange.id))
+    reply, body = exchange.reply, exchange.door.error(error, exchange.id)
     if reply.ended:
         return
     if reply.opened:
-        await reply.finish(b"data: " + body + b"\n\n")
+        await reply.finish(exchange.door.error_event(body))
     else:
         headers = [(name.lower().encode(), value.encode()) for name, value in error_headers(error)]
         await reply.whole(error.status, [(b"content-type", b"application/json"), *headers], body)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from time import perf_counter, time
 from typing import Protocol
 
+from gateway.doors.base import Door
 from gateway.identifiers import new_request_id
 
 Headers = list[tuple[bytes, bytes]]
@@ -31,16 +32,17 @@ class Exchange:
     """What the door knows of a request before it is parsed, and what the log wants to know of it in the end."""
 
     __slots__ = (
-        "arrived", "attempts", "client_gone", "cost", "first_content", "headers", "id", "key_id", "model", "provider",
-        "reply", "started", "status", "stream", "usage",
+        "arrived", "attempts", "client_gone", "cost", "door", "first_content", "headers", "id", "key_id", "model",
+        "provider", "reply", "started", "status", "stream", "usage",
     )  # fmt: skip
 
-    def __init__(self, headers: Mapping[bytes, bytes], reply: Reply) -> None:
+    def __init__(self, headers: Mapping[bytes, bytes], reply: Reply, door: Door) -> None:
         self.id = new_request_id()
         self.started = perf_counter()
         self.arrived = time()
         self.headers = headers
         self.reply = reply
+        self.door = door
         self.client_gone = False
         self.stream = False
         self.status = 200

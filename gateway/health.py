@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from channels.generic.http import AsyncHttpConsumer
 from django.conf import settings
+from django.http.request import split_domain_port, validate_host
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
 from prometheus_client import REGISTRY as LOCAL
 
@@ -128,9 +129,16 @@ def _may_scrape(scope: dict[str, Any]) -> bool:
     ):
         return True
     headers = dict(scope["headers"])
+    if not _is_ours(headers.get(b"host", b"")):
+        return False  # a page of a name that was made to point here (DNS rebinding)
     # Behind a proxy on this host everyone comes from loopback: what was forwarded is judged by its token alone.
     forwarded = b"x-forwarded-for" in headers or b"forwarded" in headers
     return not forwarded and _on_loopback(scope.get("client"))
+
+
+def _is_ours(host: bytes) -> bool:
+    name, _ = split_domain_port(host.decode("latin-1"))
+    return validate_host(name, [*settings.ALLOWED_HOSTS, "localhost", "127.0.0.1", "[::1]"])
 
 
 def _on_loopback(client: Any) -> bool:

@@ -4,9 +4,10 @@ What every request counts is added up in plain numbers on the event loop and han
 and before each scrape (`publish`): eleven of its increments cost 15 µs a request, these cost 3.
 """
 
+import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -25,10 +26,14 @@ ATTEMPTS = Counter("ailb_upstream_attempts", "Upstream calls by outcome", ["prov
 TOKENS = Counter("ailb_tokens", "Tokens billed", ["provider", "model", "direction"])
 COST = Counter("ailb_cost_usd", "US dollars billed")
 ACTIVE = Gauge("ailb_active_requests", "Inference requests in flight", multiprocess_mode="livesum")
+CIRCUIT_STATE = Gauge(
+    "ailb_circuit_state", "0 closed, 1 half-open, 2 open", ["deployment"], multiprocess_mode="livemax"
+)
 RATE_LIMITED = Counter("ailb_rate_limited", "Requests refused by a limit or budget", ["scope", "limit"])
 SECURITY_EVENTS = Counter("ailb_security_events", "Findings of the prompt scanner", ["category", "action"])
 LEDGER_PENDING = Gauge("ailb_ledger_pending", "Ledger rows not yet written", multiprocess_mode="livesum")
 UNMETERED = Counter("ailb_unmetered_requests", "Answers whose tokens or price were not known", ["reason"])
+UNKNOWN_STOPS = Counter("ailb_unknown_stop_reasons", "Answers that ended for a reason we do not know")
 OVERRUNS = Counter("ailb_hold_overruns", "Settlements above their hold")
 SKIPPED = Counter("ailb_steps_skipped", "Optional steps that failed and were left out", ["step"])
 MEMORY_LOOKUP = Histogram("ailb_memory_lookup_seconds", "Recall of a session", buckets=_OVERHEAD)
@@ -87,6 +92,9 @@ attempts: defaultdict[tuple[str, str], int] = defaultdict(int)
 """By (provider, outcome)."""
 _tallies: defaultdict[tuple[str, str, int], Tally] = defaultdict(Tally)
 _active = 0
+circuits: Callable[[], Mapping[str, int]] = dict
+"""By configured deployment, the state of its circuit: set by the plane while it is open."""
+_circuits_told: set[str] = set()
 
 
 def tally(provider: str, model: str, status: int) -> Tally:
@@ -110,3 +118,17 @@ def publish() -> None:
     attempts.clear()
     overhead.publish(OVERHEAD)
     ACTIVE.set(_active)
+    _publish_circuits()
+
+
+def _publish_circuits() -> None:
+    global _circuits_told
+    states = circuits()
+    for deployment, state in states.items():
+        CIRCUIT_STATE.labels(deployment).set(state)
+    for gone in _circuits_told - states.keys():
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            CIRCUIT_STATE.labels(gone).set(0)  # prometheus_client cannot take a series away there
+        else:
+            CIRCUIT_STATE.remove(gone)
+    _circuits_told = set(states)

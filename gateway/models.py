@@ -2,11 +2,12 @@
 
 from typing import ClassVar
 
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
 
-from gateway import outbound, vault
+from gateway import outbound, providers, vault
 from gateway.providers import kind_choices
 from gateway.routing import strategy_choices
 from gateway.versioning import Versioned
@@ -80,6 +81,14 @@ class Provider(Versioned):
     def clean(self) -> None:
         if self.base_url:
             outbound.check_url(self.base_url)
+            self._check_ending()
+
+    def _check_ending(self) -> None:
+        """Requests would go to `/v1/v1/messages`, and each of them would be answered with 404."""
+        endings = providers.vendor(self.kind).wrong_endings if self.kind in providers.kinds() else ()
+        for ending in endings:
+            if self.base_url.rstrip("/").endswith(ending):
+                raise ValidationError({"base_url": f"The base URL of this kind is without {ending} at its end."})
 
     def set_credentials(self, *, api_key: str | None, headers: dict[str, str] | None = None) -> None:
         """Encrypt and keep what the upstream asks for; `headers` are extra ones, secret too."""

@@ -1,10 +1,11 @@
 """The OpenAPI document: what DRF's views say of themselves, and what no view can say.
 
-The inference endpoint is a Channels consumer, so its description is written here; so are the refusals and the
-`X-User-ID` header that every operation of `/api` has. Document and page are open to everybody: they tell what is in
-the repository.
+The inference endpoints are Channels consumers, described in `gateway.openapi_inference`; the refusals are written
+here, and the `X-User-ID` header that every operation of `/api` has. Document and page are open to everybody: they tell
+what is in the repository.
 """
 
+from threading import Lock
 from typing import Any
 
 from drf_spectacular.generators import SchemaGenerator
@@ -14,13 +15,13 @@ from drf_spectacular.renderers import (
     OpenApiYamlRenderer,
     OpenApiYamlRenderer2,
 )
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from gateway import render
-from gateway.routing import strategies
+from gateway import openapi_inference, render
+from gateway.problems import is_under
 
 Node = dict[str, Any]
 
@@ -31,7 +32,7 @@ _REFUSED = {
     "403": "Not for this role.",
     "404": "Unknown, or another's.",
 }
-_OPENAI_REFUSED = {
+_INFERENCE_REFUSED = {
     "400": "Malformed JSON or wrong types (`param` names the field), a need nobody can serve, a blocked prompt.",
     "401": "`invalid_api_key`, `key_revoked`, `key_expired`.",
     "402": "`budget_exceeded`, `unpriced_model`.",
@@ -45,27 +46,40 @@ _OPENAI_REFUSED = {
 }
 
 
+_making = Lock()
+_document: Node | None = None
+
+
 class Generator(SchemaGenerator):
     """`manage.py spectacular --generator-class gateway.openapi.Generator` writes the same document."""
 
     def get_schema(self, request: Any = None, public: bool = False) -> Node:
-        return complete(super().get_schema(request=request, public=public))  # type: ignore[no-untyped-call]
+        # Made once: it is the same for everybody, and drf-spectacular loads its extensions at the first use, in which
+        # two at once trip over each other.
+        global _document
+        with _making:
+            if _document is None:
+                made = super().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
+                _document = complete(made)
+        return _document
 
 
 def complete(document: Node) -> Node:
     """Add what the views do not know."""
     components = document.setdefault("components", {}).setdefault("schemas", {})
-    components |= {"OpenAIError": _OPENAI_ERROR, "ChatCompletionRequest": _chat_request()}
-    document["paths"]["/v1/chat/completions"] = {"post": _CHAT}
+    components |= openapi_inference.schemas()
+    document["paths"] |= {path: {"post": operation} for path, operation in openapi_inference.OPERATIONS.items()}
     for path, item in document["paths"].items():
         for method in set(item) & set(_METHODS):
-            _add_refusals(item[method], of_api=render.is_under(path, "/api"))
+            _add_refusals(item[method], path)
     return document
 
 
-def _add_refusals(operation: Node, *, of_api: bool) -> None:
-    schema = {"$ref": f"#/components/schemas/{'Problem' if of_api else 'OpenAIError'}"}
-    for code, text in (_REFUSED if of_api else _OPENAI_REFUSED).items():
+def _add_refusals(operation: Node, path: str) -> None:
+    of_api = is_under(path, "/api")
+    name = "Problem" if of_api else "AnthropicError" if is_under(path, "/v1/messages") else "OpenAIError"
+    schema = {"$ref": f"#/components/schemas/{name}"}
+    for code, text in (_REFUSED if of_api else _INFERENCE_REFUSED).items():
         operation["responses"].setdefault(
             code, {"description": text, "content": {"application/json": {"schema": schema}}}
         )
@@ -79,99 +93,6 @@ _USER_HEADER: Node = {
     "schema": {"type": "string"},
     "description": "From an admin: narrows the call to this user's own things, and is audited. From others: 403.",
 }
-
-_OPENAI_ERROR: Node = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": "string", "nullable": True},
-                "code": {"type": "string", "nullable": True},
-            },
-        }
-    },
-}
-
-_CHAT: Node = {
-    "operationId": "create_chat_completion",
-    "tags": ["v1"],
-    "summary": "OpenAI Chat Completions, served by any provider.",
-    "description": "Parameters that are not listed pass through to the upstream unchanged.",
-    "security": [{"virtualKey": []}],
-    "parameters": [
-        {"in": "header", "name": name, "schema": {"type": "string"}, "description": text}
-        for name, text in {
-            "X-Session-ID": "`session_id`",
-            "X-Routing-Strategy": "`routing_strategy`",
-            "X-Preferred-Model": "The model, where `model` is absent.",
-            "X-AILB-Tags": "`tags`, comma-separated.",
-        }.items()
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletionRequest"}}},
-    },
-    "responses": {
-        "200": {
-            "description": "The completion; with `stream`, `chat.completion.chunk` events that end in `data: [DONE]`.",
-            "headers": {
-                name: {"schema": {"type": "string"}, "description": text}
-                for name, text in {
-                    "x-request-id": "The ledger's id of the request.",
-                    "x-ailb-provider": "Who served it.",
-                    "x-ailb-model": "The deployment that served it.",
-                    "x-ailb-attempts": "How many calls it took.",
-                    "x-ailb-cost-usd": "Where it is known when the headers go out.",
-                }.items()
-            },
-            "content": {
-                "application/json": {"schema": {"type": "object", "additionalProperties": True}},
-                "text/event-stream": {"schema": {"type": "string"}},
-            },
-        }
-    },
-}
-
-
-def _chat_request() -> Node:
-    message: Node = {
-        "type": "object",
-        "required": ["role"],
-        "properties": {
-            "role": {"type": "string", "enum": ["developer", "system", "user", "assistant", "tool", "function"]},
-            "content": {
-                "nullable": True,
-                "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
-            },
-        },
-        "additionalProperties": True,
-    }
-    return {
-        "type": "object",
-        "required": ["messages"],
-        "additionalProperties": True,
-        "properties": {
-            "model": {"type": "string", "description": "A deployment, a model group, `provider/model` or `auto`."},
-            "messages": {"type": "array", "minItems": 1, "items": message},
-            "stream": {"type": "boolean"},
-            "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
-            "max_tokens": {"type": "integer", "minimum": 1},
-            "max_completion_tokens": {"type": "integer", "minimum": 1},
-            "n": {"type": "integer", "minimum": 1},
-            "tools": {"type": "array", "items": {"type": "object"}},
-            "response_format": {"type": "object"},
-            "session_id": {"type": "string", "description": "Gives the conversation memory."},
-            "rag_collection": {"type": "string", "description": "Adds passages of this collection."},
-            "rag_top_k": {"type": "integer", "minimum": 1, "maximum": 50, "default": 3},
-            "routing_strategy": {"type": "string", "enum": strategies()},
-            "tags": {"type": "array", "items": {"type": "string"}, "description": "For spend reports."},
-        },
-    }
 
 
 class _Open(APIView):
@@ -195,5 +116,5 @@ class SchemaView(_Open, SpectacularAPIView):
     renderer_classes = [OpenApiJsonRenderer2, OpenApiJsonRenderer, OpenApiYamlRenderer, OpenApiYamlRenderer2]
 
 
-class DocsView(_Open, SpectacularSwaggerView):
+class DocsView(_Open, SpectacularSwaggerSplitView):
     """Swagger UI, from our own static files."""

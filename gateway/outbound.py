@@ -15,10 +15,17 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from django.core.exceptions import ValidationError
 
-# Cloud metadata services that are not link-local: Alibaba, Oracle's and AWS's IPv6 ones.
+# Cloud metadata services that are not link-local: Alibaba, Oracle, Azure (WireServer, a public address); AWS's two and
+# Google's in IPv6.
 _METADATA = frozenset(
-    ipaddress.ip_address(address) for address in ("100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254")
+    map(
+        ipaddress.ip_address,
+        ("100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"),
+    )
 )
+# IPv6 prefixes whose last 32 bits are an IPv4 address: IPv4-compatible ones, NAT64's (RFC 6052, RFC 8215), SIIT's.
+_EMBEDDING = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
+_NOT_EMBEDDED = frozenset(map(ipaddress.IPv6Address, ("::", "::1")))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -33,9 +40,11 @@ def is_forbidden(address: Address, *, trusted_network: bool) -> bool:
 
 def _unwrapped(address: Address) -> Address:
     """An IPv4 address inside an IPv6 one is judged as itself."""
-    if isinstance(address, ipaddress.IPv6Address):
-        return address.ipv4_mapped or address.sixtofour or address
-    return address
+    if not isinstance(address, ipaddress.IPv6Address) or address in _NOT_EMBEDDED:
+        return address
+    if any(address in network for network in _EMBEDDING):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
 
 
 def _literal(host: str) -> Address | None:

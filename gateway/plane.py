@@ -16,8 +16,8 @@ from billing.counters.memory import MemoryCounters
 from billing.holds import Holds
 from billing.ledger import LedgerWriter
 from gateway import background, liveness, metrics, providers
+from gateway.circuits_memory import Health, MemoryCircuits
 from gateway.providers.base import Provider
-from gateway.routing.signals import Signals
 from gateway.snapshot import Snapshot, store
 from gateway.types import ProviderConfig
 from keys.limits.base import Limits
@@ -41,13 +41,15 @@ class Plane:
         writer: LedgerWriter,
         limits: Limits,
         counters: BudgetCounters,
+        circuits: MemoryCircuits,
     ) -> None:
         self.env = env
         self.pepper = pepper
         self.process_id = process_id
         self.writer = writer
         self.limits = limits
-        self.signals = Signals()
+        self.circuits = circuits
+        self.signals = Health(circuits=circuits)
         self.holds = Holds(
             counters=counters, limits=limits, writer=writer, process_id=process_id, unpriced=env.AILB_UNPRICED
         )
@@ -56,6 +58,7 @@ class Plane:
         self._retired: set[Provider] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._publisher = asyncio.get_running_loop().call_later(_PUBLISH_SECONDS, self._publish)
+        metrics.circuits = lambda: circuits.states(self.snapshot().catalog.deployments)
 
     def snapshot(self) -> Snapshot:
         return store.current()
@@ -101,10 +104,12 @@ class Plane:
     async def close(self) -> None:
         """Finish what runs beside requests, write the ledger out, let go of everything."""
         self._publisher.cancel()
+        metrics.circuits = dict
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.writer.stop()
         await self.holds.counters.close()
+        await self.circuits.close()
         await self.limits.close()
         for provider in (*self._providers.values(), *self._retired):
             await provider.close()
@@ -124,10 +129,15 @@ async def open_plane() -> Plane:
     process_id = await asyncio.to_thread(liveness.signed_on, data_dir=data_dir)
     writer = await asyncio.to_thread(ledger.start, loop, data_dir=data_dir, process_id=process_id)
     await asyncio.to_thread(store.start_polling, liveness.Heartbeat(process_id).beat)
-    limits, counters = _shared(env, writer, process_id) if env.REDIS_URL else (MemoryLimits(), MemoryCounters(writer))
-    plane = Plane(
-        env=env, pepper=settings.KEY_PEPPER, process_id=process_id, writer=writer, limits=limits, counters=counters
+    limits, counters, circuits = (
+        _shared(env, writer, process_id)
+        if env.REDIS_URL
+        else (MemoryLimits(), MemoryCounters(writer), MemoryCircuits())
     )
+    plane = Plane(
+        env=env, pepper=settings.KEY_PEPPER, process_id=process_id, writer=writer, limits=limits, counters=counters,
+        circuits=circuits,
+    )  # fmt: skip
     # What is loaded by now stays: a full collection would look through all of it, 60 ms at a time.
     gc.collect()
     gc.freeze()
@@ -135,12 +145,21 @@ async def open_plane() -> Plane:
     return plane
 
 
-def _shared(env: Env, writer: LedgerWriter, process_id: str) -> tuple[Limits, BudgetCounters]:
-    """Limits and budgets that all gateway processes count together."""
+def _alone(_env: Env, writer: LedgerWriter, _process_id: str) -> tuple[Limits, BudgetCounters, MemoryCircuits]:
+    return MemoryLimits(), MemoryCounters(writer), MemoryCircuits()
+
+
+def _shared(env: Env, writer: LedgerWriter, process_id: str) -> tuple[Limits, BudgetCounters, MemoryCircuits]:
+    """Limits and budgets that all gateway processes count together, and what they know of deployments."""
     from ailb_project.shared_redis import SharedRedis
     from billing.counters.redis import RedisCounters
+    from gateway.circuits_redis import RedisCircuits
     from keys.limits.redis import RedisLimits
 
     assert env.REDIS_URL is not None
     client = SharedRedis(env.REDIS_URL.get_secret_value())
-    return RedisLimits(client, process_id), RedisCounters(client, writer, process_id)
+    return (
+        RedisLimits(client, process_id),
+        RedisCounters(client, writer, process_id),
+        RedisCircuits(client, process_id, settings.KEY_PEPPER),
+    )

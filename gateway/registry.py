@@ -97,7 +97,8 @@ def load() -> Catalog:
     """Read providers, deployments and groups: for the snapshot."""
     from gateway import models
 
-    providers = {row.pk: config for row in models.Provider.objects.filter(enabled=True) if (config := _config(row))}
+    enabled = models.Provider.objects.filter(enabled=True)
+    providers = {row.pk: config for row in enabled if (config := provider_config(row))}
     rows = models.Deployment.objects.filter(enabled=True, provider__in=providers).order_by("priority", "id")
     by_pk = {row.pk: _deployment(row, providers[row.provider_id]) for row in rows}
     deployments = {d.name: d for d in by_pk.values()}
@@ -123,7 +124,7 @@ def _card(name: str, created: float, provider: str) -> ModelCard:
     return ModelCard(id=name, created=int(created), owned_by=provider, provider=provider)
 
 
-def _config(row: "models.Provider") -> ProviderConfig | None:  # type: ignore[name-defined]  # noqa: F821  # no ORM import on the data plane
+def provider_config(row: "models.Provider") -> ProviderConfig | None:  # type: ignore[name-defined]  # noqa: F821  # no ORM import on the data plane
     """One provider as the data plane uses it; one that cannot be used is left out and told, the others serve on."""
     try:
         sealed = vault.open_sealed(row.credentials)

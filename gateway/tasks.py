@@ -6,7 +6,7 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from gateway import recovery
+from gateway import environment, recovery
 from gateway.models import GatewayProcess
 
 _KEPT = timedelta(days=30)
@@ -23,3 +23,9 @@ def forget_old_processes() -> int:
     """Remove the rows of processes that ended, and were swept, a month ago."""
     count, _ = GatewayProcess.objects.filter(swept_at__lt=timezone.now() - _KEPT).delete()
     return count
+
+
+@shared_task(name="gateway.tasks.discover_models")
+def discover_models() -> None:
+    """Ask the servers whose models the environment does not name which they have now."""
+    environment.rediscover(settings.ENV)

@@ -11,6 +11,7 @@ Counting releases the GIL. Do texts beyond some 50 kB on a thread: 20 MB of one 
 """
 
 import hashlib
+import math
 import os
 import re
 import sys
@@ -74,8 +75,18 @@ _FILE_BY_REFERENCE: Final = 20_000
 _NOT_PROMPT: Final = frozenset(
     {"messages", "model", "metadata", "user", "stop", "logit_bias", "modalities", "audio", "stream_options"}
     | {"prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "reasoning_effort"}
-    | {"verbosity", "tool_choice", "function_call", "prediction"}
+    | {"verbosity", "tool_choice", "function_call", "prediction", "stop_sequences", "thinking"}
 )
+
+_CLAUDE_TOOLS: Final = 530
+"""What Anthropic adds to a prompt with tools, at most (platform.claude.com/docs/en/agents-and-tools/tool-use/overview,
+"Pricing")."""
+# Claude's tokenizers are not public. Measured against reconstructions of them (shared/design/parts.md section 2), in
+# tokens of o200k: English 1.06 and 1.43, code 1.15 and 1.48, Russian 1.73, Chinese 1.43.
+_CLAUDE_OLD: Final = re.compile(r"claude-(2|3|instant|(sonnet|haiku)-4|opus-4(-[0-6]\b|-20|$))")
+"""Up to 4.6; Opus 4.7 and later have another tokenizer."""
+_CLAUDE_FACTORS: Final = (1.25, 1.5, 1.75)
+"""Of old models, of new ones, and of text that is mostly not Latin."""
 
 _PIECE: Final = 50_000
 """Characters given to tiktoken at once. A long text of one kind is counted faster in pieces (4 MB of "a": 0.5 s, whole
@@ -149,17 +160,32 @@ def count(text: str, model: str) -> int:
 
 
 def count_prompt(body: Mapping[str, object], model: str) -> int:
-    """Tokens of an OpenAI chat request: its text counted, framing and media by constants.
+    """Tokens of a chat request, OpenAI's or Anthropic's: its text counted, framing and media by constants.
 
     Close for text. Tools and response formats count as their JSON, and images as the most they can be, so both are
     estimates from above. Never more than `bound_prompt(body, model)`. Raises `RanksMissing`.
     """
     texts, fixed = _prompt(body, model)
-    return fixed + sum(count(text, model) for text in texts)
+    if not is_claude(model):
+        return fixed + sum(count(text, model) for text in texts)
+    counted = sum(count(text, model) for text in texts)
+    return fixed + min(math.ceil(counted * _claude_factor(model, texts)), sum(map(_utf8_bytes, texts)))
+
+
+def is_claude(model: str) -> bool:
+    return model.rpartition("/")[2].startswith("claude")
+
+
+def _claude_factor(model: str, texts: list[str]) -> float:
+    old, new, foreign = _CLAUDE_FACTORS
+    if sum(map(_utf8_bytes, texts)) > 1.5 * sum(map(len, texts)):
+        return foreign
+    return old if _CLAUDE_OLD.match(model.rpartition("/")[2]) else new
 
 
 def bound_prompt(body: Mapping[str, object], model: str = "") -> int:
-    """The most tokens an OpenAI chat request's prompt can be: the UTF-8 bytes of its text, framing, media by constants.
+    """The most tokens a chat request's prompt can be, OpenAI's or Anthropic's: the UTF-8 bytes of its text, framing,
+    media by constants.
 
     Byte-level BPE never makes more tokens than there are bytes. Without `model`, images count as at most models;
     some are dearer (gpt-4o-mini, Claude), so give it where it is known. PDFs and files by id are estimates.
@@ -179,8 +205,12 @@ def _prompt(body: Mapping[str, object], model: str) -> tuple[list[str], int]:
     elif messages:
         _text(messages, texts)
     for name, value in body.items():
-        if name not in _NOT_PROMPT:
+        if name == "system" and isinstance(value, list):  # Anthropic's
+            fixed += sum(_part(part, model, texts) for part in value)
+        elif name not in _NOT_PROMPT:
             _text(value, texts)
+    if body.get("tools") and is_claude(model):
+        fixed += _CLAUDE_TOOLS
     return texts, fixed
 
 
@@ -218,9 +248,31 @@ def _part(part: object, model: str, texts: list[str]) -> int:
             return size // _PDF_BYTES_PER_TOKEN + _IMAGE_ELSEWHERE[1] if _is_pdf(data, rest.get("filename")) else size
         case {"type": "file", "file": dict()}:
             return _FILE_BY_REFERENCE
+        case {"source": dict(source), **rest}:  # Anthropic's images and documents
+            return _source(source, rest, model, texts)
+        case {"type": "tool_result", "content": list(parts), **rest}:
+            _text(rest, texts)
+            return sum(_part(each, model, texts) for each in parts)
+        case {"type": "thinking", "thinking": str(text)}:
+            texts.append(text)  # its signature is none
+            return 0
         case _:
             _text(part, texts)
             return 0
+
+
+def _source(source: Mapping[object, object], rest: Mapping[object, object], model: str, texts: list[str]) -> int:
+    """Of an Anthropic block with a `source`: base64, a URL, a file's id, or text."""
+    if rest.get("type") == "image":
+        return _image_tokens("auto", model)
+    _text({name: value for name, value in rest.items() if name != "cache_control"}, texts)
+    match source:
+        case {"type": "base64", "data": str(data)}:
+            return _decoded_bytes(data) // _PDF_BYTES_PER_TOKEN + _IMAGE_ELSEWHERE[1]
+        case {"type": "url" | "file"}:
+            return _FILE_BY_REFERENCE
+    _text(source, texts)
+    return 0
 
 
 def _image_tokens(detail: object, model: str) -> int:

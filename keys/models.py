@@ -163,3 +163,17 @@ class VirtualKey(Limited, Versioned):
         if self.expires_at is not None and self.expires_at <= timezone.now():
             return KeyStatus.EXPIRED
         return KeyStatus.ACTIVE
+
+
+class LoginFailure(models.Model):
+    """A wrong password at the console, as long as it counts (`keys.lockout`)."""
+
+    account = models.CharField(max_length=64, help_text="Keyed hash of what was typed as a name.")
+    address = models.CharField(max_length=64, blank=True)
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["account", "at"], name="login_failures_of_account")]
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.at}"

@@ -220,13 +220,11 @@ def _own_team(actor: Actor, team: str | None) -> Team:
 
 def _no_freer(actor: Actor, user: User | None, expires_at: datetime | None) -> tuple[dict[str, Any], datetime | None]:
     """The limits of a key that a member makes: the loosest of those they hold, so that a new key frees nobody from
-    a limit. Through a key, that key's own.
+    a limit. Through a key, that key's own. Whose keys have all ended has the last one's: to revoke one's only key, or
+    to see it expire, frees nobody either.
     """
-    held = [
-        row
-        for row in VirtualKey.objects.filter(**({"pk": actor.key_id} if actor.key_id is not None else {"user": user}))
-        if row.status is KeyStatus.ACTIVE
-    ]
+    rows = list(VirtualKey.objects.filter(**({"pk": actor.key_id} if actor.key_id is not None else {"user": user})))
+    held = [row for row in rows if row.status is KeyStatus.ACTIVE] or rows[:1]  # newest first
     quotas = billing_selectors.key_quotas([row.pk for row in held])
     limits: dict[str, Any] = {name: _loosest([getattr(row, name) for row in held]) for name in policy.RATE_FIELDS}
     for name, attribute in (("monthly_quota_dollars", "limit_usd"), ("monthly_quota_tokens", "limit_tokens")):

@@ -134,7 +134,9 @@ def _with_turns(request: ChatRequest, turns: list[_Message]) -> ChatRequest:
 def _question(body: Json) -> tuple[str, bool]:
     """The last user message's text, and whether messages follow it: then it was sent before, to get tool calls."""
     messages = body["messages"]
-    at = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    # Anthropic's may hold tool results and nothing else: then the question is an earlier one.
+    at = next((i for i in reversed(users) if _text(messages[i]).strip()), None)
     return ("", False) if at is None else (_storable(_text(messages[at])), at < len(messages) - 1)
 
 

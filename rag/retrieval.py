@@ -20,7 +20,7 @@ from django.db import Error as DatabaseProblem
 
 from gateway.background import in_thread
 from gateway.errors import CollectionNotFound
-from gateway.types import Caller, ChatRequest, Citation, Json
+from gateway.types import Caller, ChatRequest, Citation, Dialect, Json
 from rag.models import Collection, Passage
 from security.detectors.base import Action, ScreenPolicy
 from security.engine import screen_text
@@ -76,10 +76,23 @@ async def augment(
         raise KnowledgeUnavailable from error
     if at is None or not found:
         return request, ()
-    messages = request.body["messages"]
-    fenced = {"role": "system", "content": _fenced(found)}
-    body = {**request.body, "messages": [*messages[:at], fenced, *messages[at:]]}
+    messages = list(request.body["messages"])
+    if request.dialect == Dialect.ANTHROPIC:
+        messages[at] = _with_text(messages[at], _fenced(found))
+    else:
+        messages.insert(at, {"role": "system", "content": _fenced(found)})
+    body = {**request.body, "messages": messages}
     return msgspec.structs.replace(request, body=body), tuple(passage.citation for passage in found)
+
+
+def _with_text(message: Json, text: str) -> Json:
+    """Anthropic's user message with a text before its own: there is no system message among the turns, and a change of
+    `system` would throw away the provider's prompt cache. Tool results stay first, as they have to.
+    """
+    content = message["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    results = sum(1 for block in blocks if block["type"] == "tool_result")
+    return {**message, "content": [*blocks[:results], {"type": "text", "text": text}, *blocks[results:]]}
 
 
 def _search(name: str, owner: str, question: str, top_k: int, policy: ScreenPolicy) -> list[_Found]:
@@ -172,8 +185,10 @@ def _fenced(found: Sequence[_Found]) -> str:
 
 
 def _last_user_message(body: Json) -> int | None:
+    """Of those that say something: Anthropic's may hold tool results and nothing else."""
     messages = body["messages"]
-    return next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    return next((i for i in reversed(users) if _text(messages[i])), users[-1] if users else None)
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def direct() -> set[str]:
-    files = (ROOT / "requirements.txt", ROOT / "requirements-dev.txt")
+    files = (ROOT / "requirements.txt", ROOT / "requirements-dev.txt", ROOT / "requirements-demo.txt")
     return {project(line) for file in files for line in file.read_text().splitlines() if "==" in line}
 
 

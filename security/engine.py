@@ -18,8 +18,11 @@ log = structlog.get_logger()
 
 _STRENGTH: Final = {action: strength for strength, action in enumerate(Action)}
 
-_MEDIA: Final[dict[str | int, str]] = {"image_url": "url", "input_audio": "data", "file": "file_data"}
+_MEDIA: Final[dict[str | int, str]] = {"image_url": "url", "input_audio": "data", "file": "file_data", "source": "data"}
 """Of the wire's parts that carry a file, the field with its bytes: base64 is no text, and megabytes of it are usual."""
+
+_SIGNED: Final[dict[str, str]] = {"thinking": "signature", "redacted_thinking": "data"}
+"""Of a model's own blocks, the field with its signature: changed, the model would refuse the whole conversation."""
 
 # Names of the wire that stand in nearly every request: not looked at, and shown in an event. Any other name is the
 # client's own choice: it is looked at like a text, and never shown.
@@ -29,6 +32,9 @@ refusal tool_calls tool_call_id function_call id function arguments tools functi
 properties required items enum anyOf additionalProperties tool_choice parallel_tool_calls response_format json_schema
 schema stream stream_options include_usage temperature top_p n stop seed max_tokens max_completion_tokens
 frequency_penalty presence_penalty logprobs top_logprobs user metadata reasoning_effort
+system source media_type input input_schema tool_use_id is_error cache_control ttl thinking thinking_blocks
+budget_tokens stop_sequences disable_parallel_tool_use user_id service_tier title context citations enabled signature
+output_config effort reasoning_content
 """
 _WIRE_NAMES: Final = frozenset(_WIRE.split())
 _NOT_SCREENED: Final = frozenset({"model"})
@@ -184,13 +190,17 @@ def _texts(body: Json) -> Iterator[tuple[_Place | None, str | int, str, bool]]:
     for place, container in queue:  # it grows while it is read: a walk without recursion, as deep as JSON may be
         if isinstance(container, dict):
             bytes_field = None if place is None else _MEDIA.get(place.step)
+            kind = container.get("type")
+            if bytes_field is not None and place is not None and place.step == "source" and kind != "base64":
+                bytes_field = None  # Anthropic's documents may be plain text
+            signed = _SIGNED.get(kind) if isinstance(kind, str) else None
             for name, value in container.items():
                 if name not in _WIRE_NAMES:
                     if place is None and name in _NOT_SCREENED:
                         continue
                     yield place, name, name, True
                 if isinstance(value, str):
-                    if name != bytes_field or not _is_bytes(value):
+                    if (name != bytes_field and name != signed) or not _is_bytes(value):
                         yield place, name, value, False
                 elif isinstance(value, dict | list):
                     queue.append((_Place(place, name), value))

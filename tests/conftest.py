@@ -18,6 +18,7 @@ from django.test.utils import setup_databases, teardown_databases
 from gateway import background
 from gateway.snapshot import store
 from tests.support.gateway import Gateway, Server
+from tests.support.real_model import real_model  # noqa: F401  # a fixture for all
 from tests.support.upstream import Upstream
 from tests.support.world import Key, make_deployment, make_key, make_price, make_provider
 

@@ -3,7 +3,7 @@
 To add one:
 
 1. Put `gateway/providers/<slug>.py` here; the module's name is the provider's kind.
-2. Derive `Vendor` in it from a dialect (`openai.Vendor` for an OpenAI-compatible server) or from `base.Provider`.
+2. Derive `Vendor` in it from a dialect (`openai.Compatible` for an OpenAI-compatible server) or from `base.Provider`.
 3. Set `slug` to the module's name, and what differs: `default_base_url`, `price_book`, `auth_headers`.
 4. Where the environment can define it, set `env_prefix` and add its settings to `ailb_project.env`.
 5. Add `tests/gateway/providers/test_<slug>.py` with a subclass of `ProviderContract`.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gateway.providers.base import Provider
 
-_NOT_VENDORS = frozenset({"base", "sse"})
+_NOT_VENDORS = frozenset({"base", "reading", "ndjson", "sse"})
 
 
 class RegistryError(Exception):

@@ -7,62 +7,71 @@ chunks of a stream). Redirects are not followed. What an upstream says in an err
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from gateway import outbound
-from gateway.errors import InvalidRequest, StreamCut, UpstreamCredentialsRejected, UpstreamError, UpstreamTimeout
-from gateway.types import ChatRequest, Deployment, ProviderConfig, Usage
+from gateway import translate
+from gateway.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    StreamCut,
+    UpstreamCredentialsRejected,
+    UpstreamError,
+    UpstreamTimeout,
+)  # fmt: skip
+from gateway.providers.reading import StreamReader
+from gateway.types import (
+    ChatRequest,
+    Completion,
+    Deployment,
+    Dialect,
+    Json,
+    Prompt,
+    ProviderConfig,
+    StreamEvent,
+    Written,
+)  # fmt: skip
+from gateway.upstream_http import Client, Response, request_head
 
 _LONGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer
 _LONGEST_ERROR = 64 * 1024
+_LONGEST_LIST = 8 * 1024 * 1024  # of models: thousands of them
 _SHORTEST_SECRET = 6  # shorter header values are words such as "true"
 _MESSAGE = 500  # characters of an upstream's message that a client may see
 # The request itself was wrong: another deployment would say the same.
 _CLIENTS_FAULT = frozenset({400, 413, 422})
+_encode = msgspec.json.Encoder().encode
 _SECRET = re.compile(r"(?i)\b(sk|pk|rk|key|token|bearer)[-_ =:]+[\w.*-]{6,}|\b[\w-]{32,}\b")
 
 
-class Completion(msgspec.Struct, frozen=True):
-    """A plain answer. `body` is JSON in the client's dialect; `usage` None where the upstream reported none."""
+class Prepared(msgspec.Struct, frozen=True):
+    """A request as it goes to one deployment."""
 
-    body: bytes
-    usage: Usage | None
-    text: str
-    """What the model said, for counting and memory."""
-    served_model: str | None
-    service_tier: str | None
-    finish_reason: str | None
-
-
-class StreamEvent(msgspec.Struct, frozen=True):
-    """One event of a stream, in the client's dialect."""
-
-    data: bytes
-    """JSON on one line"""
-    text: str = ""
-    """Content, reasoning, refusal and tool arguments: everything that costs output tokens."""
-    content: bool = False
-    """Something the client waits for: from here on there is no failover."""
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    usage_only: bool = False
-    """The final event that carries usage and no choice."""
-    null_usage: bool = False
-    """Carries `"usage": null`, as upstreams do that were asked for usage."""
-    served_model: str | None = None
-    service_tier: str | None = None
+    request: ChatRequest
+    deployment: Deployment
+    data: bytes = b""
+    """The upstream's request body."""
+    native: bool = True
+    """The upstream speaks the client's dialect: its answer is passed on as it is."""
+    dropped: tuple[str, ...] = ()
+    """The client's parameters that the upstream's dialect cannot express and that were left out."""
 
 
 class Provider(ABC):
     """One configured upstream. Made once a configuration, shared by all requests."""
 
     slug: ClassVar[str]
+    dialect: ClassVar[Dialect] = Dialect.OPENAI
+    """What the upstream speaks."""
     default_base_url: ClassVar[str] = ""
+    wrong_endings: ClassVar[tuple[str, ...]] = ()
+    """What a base URL must not end in, since the vendor's paths begin with it."""
     env_prefix: ClassVar[str | None] = None
     """Settings `<prefix>_API_KEY`, `_BASE_URL` and `_MODELS` define one of this kind."""
     price_book: ClassVar[str] = ""
@@ -79,29 +88,41 @@ class Provider(ABC):
         return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
     @abstractmethod
-    async def complete(self, request: ChatRequest, deployment: Deployment) -> Completion:
+    def prepare(self, request: ChatRequest, deployment: Deployment) -> Prepared:
+        """The request as this upstream takes it. Raises `UnsupportedParameter` where it cannot: another may."""
+
+    @abstractmethod
+    async def complete(self, call: Prepared) -> Completion:
         """A plain answer. Raises `UpstreamError` (try another) or `InvalidRequest` (do not)."""
 
     @abstractmethod
-    def stream(self, request: ChatRequest, deployment: Deployment) -> AsyncGenerator[list[StreamEvent], None]:
+    def stream(self, call: Prepared) -> AsyncGenerator[list[StreamEvent], None]:
         """An answer as it comes, events that arrived together in one list.
 
         Ends only after the upstream said that it was done. Raises as `complete` does, and `StreamCut`. Closing the
         generator drops the upstream's connection.
         """
 
+    async def count_tokens(self, request: ChatRequest, deployment: Deployment) -> int | None:
+        """The prompt's tokens by the provider's own count; None where it offers none. Raises `UpstreamError`."""
+        return None
+
     async def close(self) -> None:  # noqa: B027  # a vendor without connections has nothing to close
         """Let go of connections."""
 
 
 class HttpProvider(Provider):
-    """A provider over HTTP. A dialect overrides `path`, `encode`, `decode` and `read`."""
+    """A provider over HTTP. A dialect says `dialect`, `path`, `own`, `write`, `decode` and `reader`."""
 
     path: ClassVar[str]
 
     def __init__(self, config: ProviderConfig) -> None:
         super().__init__(config)
-        self._session: aiohttp.ClientSession | None = None
+        self._client = Client(
+            trusted_network=config.trusted_network,
+            connect_timeout=config.connect_timeout,
+            first_byte_timeout=config.first_byte_timeout,
+        )
         self._url = URL(config.base_url + self.path)
         self._headers = {
             "content-type": "application/json",
@@ -109,36 +130,48 @@ class HttpProvider(Provider):
             "user-agent": "ailb",
             **config.headers,
         }
+        self._heads: dict[URL, bytes] = {}
 
     @abstractmethod
-    def encode(self, request: ChatRequest, deployment: Deployment) -> bytes:
-        """The upstream's request body."""
+    def own(self, request: ChatRequest, deployment: Deployment) -> Json:
+        """The upstream's request body for a client of its own dialect."""
 
     @abstractmethod
-    def decode(self, body: bytes) -> Completion:
-        """A plain answer's body. Raises `msgspec.MsgspecError` where it is not one."""
+    def write(self, prompt: Prompt, deployment: Deployment) -> Written:
+        """The upstream's request body for any other client. Raises `UnsupportedParameter`."""
 
     @abstractmethod
-    def reader(self) -> "StreamReader":
-        """What turns one stream's bytes into events."""
+    def decode(self, body: bytes, *, native: bool) -> Completion:
+        """A plain answer's body, as it is or in the neutral form. Raises `msgspec.MsgspecError` where it is none."""
 
-    async def complete(self, request: ChatRequest, deployment: Deployment) -> Completion:
-        response = await self._post(request, deployment)
+    @abstractmethod
+    def reader(self, *, native: bool) -> StreamReader:
+        """What turns one stream's bytes into events, as they are or in the neutral form."""
+
+    def headers_for(self, request: ChatRequest) -> dict[str, str]:
+        """The headers of one call."""
+        return self._headers
+
+    def prepare(self, request: ChatRequest, deployment: Deployment) -> Prepared:
+        if request.dialect == self.dialect:
+            return Prepared(request, deployment, _encode(self.own(request, deployment)))
         try:
-            body = await self._whole(response, _LONGEST_ANSWER)
-        finally:
-            _let_go(response)
+            written = self.write(translate.read_request(request), deployment)
+        except RecursionError:
+            raise InvalidRequest("The request is nested too deeply for this model's provider.") from None
+        return Prepared(request, deployment, _encode(written.body), native=False, dropped=written.dropped)
+
+    async def complete(self, call: Prepared) -> Completion:
+        body = await self._plain(call, self._url)
         try:
-            return self.decode(body)
+            return self.decode(body, native=call.native)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise UpstreamError("The provider's answer was not one.", upstream_status=200) from None
 
-    async def stream(self, request: ChatRequest, deployment: Deployment) -> AsyncGenerator[list[StreamEvent], None]:
-        reader = self.reader()
-        response = await self._post(request, deployment)
-        if response.connection is not None and response.connection.protocol is not None:
-            # The headers are here: from now on the idle timeout counts, not aiohttp's for the first byte.
-            response.connection.protocol.read_timeout = None
+    async def stream(self, call: Prepared) -> AsyncGenerator[list[StreamEvent], None]:
+        reader = self.reader(native=call.native)
+        response = await self._post(call, self._url)
+        response.reading_at_leisure()
         timer = _IdleTimer(self.config.idle_timeout, response)
         content = response.content
         try:
@@ -150,60 +183,74 @@ class HttpProvider(Provider):
                     break
                 if events := reader.feed(chunk):
                     yield events
+                if reader.failure is not None:
+                    raise reader.failure
             if not reader.done and (events := reader.end()):
                 yield events
+            if reader.failure is not None:
+                raise reader.failure
         except (aiohttp.ClientError, OSError):
             if timer.stalled:
                 raise UpstreamTimeout("The provider's stream stalled.", upstream_status=200) from None
             raise StreamCut("The provider's stream broke off.", upstream_status=200) from None
         finally:
             timer.stop()
-            _let_go(response)
+            response.release()
         if not reader.done:
             raise StreamCut("The provider's stream ended before it was complete.", upstream_status=200)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._client.close()
 
-    async def _post(self, request: ChatRequest, deployment: Deployment) -> aiohttp.ClientResponse:
-        """Send, and return the response once its headers say 200; the caller lets go of it."""
-        data = self.encode(request, deployment)
+    async def _plain(self, call: Prepared, url: URL) -> bytes:
+        """The body of a plain answer. Raises as `complete` does."""
+        response = await self._post(call, url)
         try:
-            response = await self.session.post(self._url, data=data, headers=self._headers, allow_redirects=False)
-        except TimeoutError:
-            raise UpstreamTimeout("The provider did not answer in time.") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(_unreachable(error)) from None
+            return await self._whole(response, _LONGEST_ANSWER)
+        finally:
+            response.release()
+
+    async def _post(self, call: Prepared, url: URL) -> Response:
+        """Send, and return the response once its headers say 200; the caller lets go of it."""
+        response = await self._sent(url, self._head(call.request, url), call.data)
         if response.status == 200:
             return response
         try:
             raise await self._refusal(response)
         finally:
-            _let_go(response)
+            response.release()
 
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """The provider's own pool of connections, made on the running loop."""
-        if self._session is None:
-            connector = outbound.connector(trusted_network=self.config.trusted_network, limit=0, keepalive_timeout=60.0)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
-                timeout=aiohttp.ClientTimeout(
-                    total=None,
-                    connect=None,
-                    sock_connect=self.config.connect_timeout,
-                    sock_read=self.config.first_byte_timeout,
-                ),
-                read_bufsize=2**17,
-            )
-        return self._session
+    def _head(self, request: ChatRequest, url: URL) -> bytes:
+        headers = self.headers_for(request)
+        if headers is not self._headers:
+            return request_head("POST", url, headers)
+        head = self._heads.get(url)
+        if head is None:
+            self._heads = {url: request_head("POST", url, headers)}  # one address at a time
+            head = self._heads[url]
+        return head
 
-    async def _whole(self, response: aiohttp.ClientResponse, longest: int) -> bytes:
+    async def _sent(self, url: URL, head: bytes, body: bytes = b"") -> Response:
+        try:
+            return await self._client.send(url, head, body)
+        except TimeoutError:
+            raise UpstreamTimeout("The provider did not answer in time.") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamError(_unreachable(error)) from None
+
+    async def _get(self, path: str) -> bytes:
+        """A small document beside the calls. Raises `UpstreamError`."""
+        url = URL(self.config.base_url + path)
+        response = await self._sent(url, request_head("GET", url, self._headers))
+        try:
+            if response.status != 200:
+                status = response.status
+                raise UpstreamError(f"The provider answered with status {status}.", upstream_status=status)
+            return await self._whole(response, _LONGEST_LIST)
+        finally:
+            response.release()
+
+    async def _whole(self, response: Response, longest: int) -> bytes:
         """A body that is not streamed, within the first-byte timeout from here and up to `longest` bytes."""
         chunks, size = [], 0
         timer = _IdleTimer(self.config.first_byte_timeout, response)
@@ -222,25 +269,27 @@ class HttpProvider(Provider):
             timer.stop()
         return b"".join(chunks) if len(chunks) != 1 else chunks[0]
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> InvalidRequest | UpstreamError:
+    async def _refusal(self, response: Response) -> InvalidRequest | UpstreamError:
         """What a status other than 200 means for the client."""
-        status = response.status
+        status, wait = response.status, _asked_wait(response.headers)
         if status in (401, 402, 403):
             return UpstreamCredentialsRejected(
-                f"The provider rejected the gateway's credentials (status {status}).", upstream_status=status
+                f"The provider rejected the gateway's credentials (status {status}).",
+                upstream_status=status,
+                retry_after=wait,
             )
         try:
             error = self.read_error(await self._whole(response, _LONGEST_ERROR))
         except UpstreamError:
             error = UpstreamMessage("", None, None)
         message = self._cleaned(error.message)
-        if status in _CLIENTS_FAULT:
+        if status in _CLIENTS_FAULT or error.code == ContextLengthExceeded.code:
             return InvalidRequest(message or "The provider refused the request.", param=error.param, code=error.code)
         said = f": {message}" if message else "."
         return UpstreamError(
             f"The provider answered with status {status}{said}",
             upstream_status=status,
-            retry_after=_seconds(response.headers.get("retry-after")),
+            retry_after=wait,
         )
 
     def read_error(self, body: bytes) -> "UpstreamMessage":
@@ -250,6 +299,13 @@ class HttpProvider(Provider):
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, KeyError):
             return UpstreamMessage("", None, None)
         return _message_of(error)
+
+    def broke_off(self, error: Any) -> UpstreamError:
+        """An error event inside a stream; `error` is its JSON, of any shape."""
+        message = self._cleaned(_message_of(error).message)
+        return UpstreamError(
+            f"The provider broke off the stream{': ' + message if message else '.'}", upstream_status=200
+        )
 
     def _cleaned(self, text: str) -> str:
         """An upstream's words without anything that could be a credential, bounded, on one line."""
@@ -261,14 +317,6 @@ class HttpProvider(Provider):
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MESSAGE]
 
 
-def _let_go(response: aiohttp.ClientResponse) -> None:
-    """Back into the pool, or closed where it was not read to its end: closing tells the upstream to stop."""
-    if response.content.at_eof():
-        response.release()
-    else:
-        response.close()
-
-
 class _IdleTimer:
     """Closes a response that says nothing for too long while it is being read; a slow client is not its fault.
 
@@ -276,7 +324,7 @@ class _IdleTimer:
     costs more than the chunk. This is one timer a stream, moved on when it rings too early.
     """
 
-    def __init__(self, idle: float, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, idle: float, response: Response) -> None:
         self.stalled = False
         self._idle = idle
         self._response = response
@@ -303,20 +351,6 @@ class _IdleTimer:
             self._handle = self._loop.call_later(self._idle - waited, self._ring)
 
 
-class StreamReader(ABC):
-    """The state of one stream. `done`: the upstream said that it was complete."""
-
-    done: bool = False
-
-    @abstractmethod
-    def feed(self, chunk: bytes) -> list[StreamEvent]:
-        """Events that these bytes complete. Raises `UpstreamError` on an error event, `StreamCut` on nonsense."""
-
-    @abstractmethod
-    def end(self) -> list[StreamEvent]:
-        """The connection ended: what is still to come, and whether that was the end (`done`)."""
-
-
 class UpstreamMessage(msgspec.Struct, frozen=True):
     """What an upstream said of an error, uncleaned."""
 
@@ -340,22 +374,61 @@ def _message_of(error: Any) -> UpstreamMessage:
     )
 
 
-def stream_error(error: Any, cleaned: "HttpProvider") -> UpstreamError:
-    """An error event inside a stream."""
-    message = cleaned._cleaned(_message_of(error).message)
-    return UpstreamError(f"The provider broke off the stream{': ' + message if message else '.'}", upstream_status=200)
-
-
 def _unreachable(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return "The provider could not be reached."
     return "The connection to the provider failed."
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """A `retry-after` in seconds; dates are left to the issue that honours them."""
+# What is left of a limit, and when it is full again: OpenAI's names (and those who speak as it does), Anthropic's.
+_LIMITS = tuple(
+    names
+    for what in ("requests", "tokens")
+    for names in (
+        (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}"),
+        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset"),
+    )
+)
+_LONGEST_WAIT = 3600.0  # seconds; beyond an hour it is a mistake more often than a plan
+_SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_SPAN_SECONDS = (86_400.0, 3600.0, 60.0, 1.0, 0.001)
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an upstream wants to be left alone, at most an hour: the longest of its `retry-after` and of the
+    limits of which it says that nothing is left; None where it says neither.
+    """
+    waits = [_seconds(headers.get("retry-after"))]
+    waits += [_seconds(headers.get(reset)) for left, reset in _LIMITS if headers.get(left, "").strip() == "0"]
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _seconds(value: str | None) -> float | None:
+    """A time to wait, in seconds, at most an hour: a number, a span (`6m0s`), an HTTP date or an RFC 3339 time."""
+    value = (value or "").strip()
+    if not value or len(value) > 64:
+        return None
+    seconds = _number(value)
+    if seconds is None and (moment := _moment(value)) is not None:
+        seconds = max((moment - datetime.now(UTC)).total_seconds(), 0.0)
+    return min(seconds, _LONGEST_WAIT) if seconds is not None and seconds >= 0 else None
+
+
+def _number(value: str) -> float | None:
+    if span := _SPAN.fullmatch(value):
+        return sum(float(part) * unit for part, unit in zip(span.groups(), _SPAN_SECONDS, strict=True) if part)
     try:
-        seconds = float(retry_after) if retry_after is not None else None
+        return float(value)
     except ValueError:
         return None
-    return seconds if seconds is not None and 0 <= seconds <= 86_400 else None
+
+
+def _moment(value: str) -> datetime | None:
+    """A date of one of the two kinds; one without a zone is UTC's, as HTTP has it."""
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            moment = read(value)
+        except (ValueError, OverflowError):
+            continue
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return None

@@ -25,6 +25,7 @@ from keys import policy, selectors, services
 from keys.actors import Actor
 from keys.models import Team, User
 from keys.policy import Reach
+from keys.signing_in import SignInForm
 
 _LIMITS = ("Limits", {"fields": (("rate_limit_rpm", "rate_limit_tpm", "max_parallel"),)})
 _ROLES = {"admin": "danger", "finance": "info", "team_lead": "warning", "viewer": "primary"}
@@ -230,6 +231,7 @@ def extra_urls() -> list[URLPattern]:
 
 
 admin.site.index_title = "Home"
+admin.site.login_form = SignInForm
 admin.site.extra_urls = extra_urls  # type: ignore[attr-defined]
 
 # Nobody is in a Django group here: roles are the policy's.

@@ -17,6 +17,7 @@ from keys import policy
 from keys.api.base import ApiView
 from keys.models import User, VirtualKey
 from tests.api.doors import EVERYONE, Cast
+from tests.support.world import make_deployment, make_group, make_provider
 
 COLUMNS = (
     "ada",
@@ -33,7 +34,7 @@ COLUMNS = (
     "nobody",
 )
 # Placeholders: {key} is Alice's key, {user} Alice, {team} red, {kb} {ub} {tb} {ob} the budgets of her key, of her, of
-# red and of the organisation.
+# red and of the organisation; {p} {d} {g} are the organisation's.
 MATRIX = """
 call                                                                   ada fin lea lex ali bob cha vic adm key lon nob
 GET    /api/keys                                                       200 200 200 200 200 200 200 200 200 200 200 401
@@ -88,6 +89,22 @@ GET    /api/teams                                                      200 200 2
 POST   /api/teams {"name":"new"}                                       201 403 403 403 403 403 403 403 201 403 403 401
 GET    /api/teams/{team}                                               200 200 200 404 403 403 403 200 200 403 403 401
 PATCH  /api/teams/{team} {"rate_limit_rpm":5}                          200 403 403 404 403 403 403 403 200 403 403 401
+GET    /api/providers                                                  200 200 403 403 403 403 403 200 200 403 403 401
+POST   /api/providers {"slug":"n","kind":"openai"}                     201 403 403 403 403 403 403 403 201 403 403 401
+GET    /api/providers/{p}                                              200 200 403 403 403 403 403 200 200 403 403 401
+PATCH  /api/providers/{p} {"enabled":false}                            200 403 403 403 403 403 403 403 200 403 403 401
+DELETE /api/providers/{p}                                              204 403 403 403 403 403 403 403 204 403 403 401
+POST   /api/providers/{p}/discover {}                                  400 403 403 403 403 403 403 403 400 403 403 401
+GET    /api/deployments                                                200 200 403 403 403 403 403 200 200 403 403 401
+POST /api/deployments {"name":"n","provider":"{p}","upstream_model":"m"} 201 403 403 403 403 403 403 403 201 403 403 401
+GET    /api/deployments/{d}                                            200 200 403 403 403 403 403 200 200 403 403 401
+PATCH  /api/deployments/{d} {"weight":2}                               200 403 403 403 403 403 403 403 200 403 403 401
+DELETE /api/deployments/{d}                                            204 403 403 403 403 403 403 403 204 403 403 401
+GET    /api/models                                                     200 200 403 403 403 403 403 200 200 403 403 401
+POST   /api/models {"name":"n","deployments":["{d}"]}                  201 403 403 403 403 403 403 403 201 403 403 401
+GET    /api/models/{g}                                                 200 200 403 403 403 403 403 200 200 403 403 401
+PATCH  /api/models/{g} {"strategy":"random"}                           200 403 403 403 403 403 403 403 200 403 403 401
+DELETE /api/models/{g}                                                 204 403 403 403 403 403 403 403 204 403 403 401
 GET    /api/audit                                                      200 403 403 403 403 403 403 403 200 403 403 401
 """
 ROWS = MATRIX.strip().splitlines()[1:]
@@ -109,6 +126,9 @@ def _fill(text: str, cast: Cast) -> str:
         "{ub}": str(cast.budgets["alice"].pk),
         "{tb}": str(cast.budgets["red"].pk),
         "{ob}": str(cast.budgets["organisation"].pk),
+        "{p}": "upstream",
+        "{d}": "gpt-test",
+        "{g}": "fast",
     }
     for name, value in names.items():
         text = text.replace(name, value)
@@ -118,6 +138,7 @@ def _fill(text: str, cast: Cast) -> str:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(row.split()[:3]))
 def test_each_caller_gets_what_the_contract_says(cast: Cast, row: str):
     method, path, body, cells = _split(row)
+    make_group("fast", make_deployment(make_provider("http://127.0.0.1:9/v1")))
     got = {}
     for who in COLUMNS:
         with transaction.atomic():

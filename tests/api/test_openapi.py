@@ -45,7 +45,8 @@ def test_every_route_and_method_is_described():
         if hasattr(view, method) and view is not NotYetView
     }
     open_pages = {("/api/schema", "get"), ("/api/docs", "get")}
-    assert described == (routed - open_pages) | {("/v1/chat/completions", "post")}
+    inference = {(path, "post") for path in ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")}
+    assert described == (routed - open_pages) | inference
 
 
 def test_the_inference_endpoint():
@@ -58,6 +59,16 @@ def test_the_inference_endpoint():
     assert request["required"] == ["messages"]
     assert {"session_id", "rag_collection", "rag_top_k", "routing_strategy", "tags"} <= set(request["properties"])
     assert request["additionalProperties"] is True
+
+
+def test_the_messages_endpoints_refuse_in_anthropics_shape():
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        responses = document()["paths"][path]["post"]["responses"]
+        schema = responses["402"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": "#/components/schemas/AnthropicError"}
+    schemas = document()["components"]["schemas"]
+    assert schemas["MessagesRequest"]["required"] == ["messages", "max_tokens"]
+    assert schemas["MessagesCountRequest"]["required"] == ["messages"]
 
 
 def test_the_fields_of_a_key_are_the_policys():
@@ -93,4 +104,6 @@ def test_swagger_ui_comes_from_our_own_files(cast: Cast):
     text = page.body.decode()
     assert "drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js" in text
     assert "https://" not in text
-    assert "schema" in text
+    # A script of its own would be refused: ailb_project.browser_security.
+    (address,) = re.findall(r'<script src="(/api/docs[^"]*)"', text)
+    assert "/api/schema" in Door().get(address).body.decode()

@@ -15,7 +15,8 @@ from billing.counters.base import Amount, Headroom
 from billing.holds import Facts, Holds, Outcome, clean
 from billing.models.prices import Source
 from billing.pricebook import Book, PriceRow
-from gateway import requests, tokens
+from gateway import tokens
+from gateway.doors.chat import ChatDoor
 from gateway.errors import BudgetExceeded, RateLimited, UnpricedModel
 from gateway.types import Attempt, BudgetTerms, Caller, Limit, Role, Usage
 from tests.gateway.providers.contract import configured, deployed
@@ -119,7 +120,7 @@ def facts(who):
 
 def asked(**body):
     full = {"model": "gpt-test", "messages": [{"role": "user", "content": "Hi there"}], **body}
-    return requests.parse(json.dumps(full).encode(), {})
+    return ChatDoor().parse(json.dumps(full).encode(), {})
 
 
 def holds(counters=None, limits=None, unpriced="block"):

@@ -44,8 +44,8 @@ SAVES = {
     "charlie": set(),
     "vic": set(),
 }  # fmt: skip
-# Plumbing that has no page: a document's passages, a group's members (on the group's page).
-WITHOUT_PAGE = {"rag.passage", "gateway.groupmember"}
+# Plumbing that has no page: a document's passages, a group's members (on the group's page), wrong passwords.
+WITHOUT_PAGE = {"rag.passage", "gateway.groupmember", "keys.loginfailure"}
 
 
 def _cells() -> list[tuple[str, str, list[int]]]:

@@ -40,6 +40,17 @@ def test_credentials_are_sealed_and_never_shown(ada, world: World):
     assert "secret" not in str(told)
 
 
+@pytest.mark.parametrize(
+    ("kind", "base_url"),
+    [("anthropic", "http://localhost/v1"), ("ollama", "http://localhost/v1/"), ("ollama", "http://localhost/api")],
+)
+def test_an_address_that_would_be_doubled_is_refused(ada, world: World, kind, base_url):
+    response = submit(ada, url("add", "gateway.provider"), slug="other", kind=kind, base_url=base_url)
+    assert response.status_code == 200
+    assert "at its end" in errors(response)
+    assert not Provider.objects.filter(slug="other").exists()
+
+
 def test_a_form_with_an_error_gives_them_back_neither(ada, world: World):
     sent = {"slug": "No Slug", "api_key": "sk-typed-once", "headers": "x-org: typed-once"}
     response = submit(ada, url("add", "gateway.provider"), kind="openai", **sent)

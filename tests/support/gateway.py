@@ -40,11 +40,12 @@ class Server:
 
     def __init__(self) -> None:
         from ailb_project.asgi import application
+        from ailb_project.http_protocol import Protocol
 
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self.socket.getsockname()[1]
         config = uvicorn.Config(
-            application, loop="uvloop", http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
+            application, loop="uvloop", http=Protocol, ws="none", lifespan="off", access_log=False, log_config=None,
             server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=5,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
@@ -101,6 +102,11 @@ class Gateway:
             client.stream("POST", "/v1/chat/completions", headers=key.bearer, json=chat_body(**body)) as response,
         ):
             yield response
+
+    def forget_failures(self) -> None:
+        """Close every circuit: for a test that fails one deployment in many ways, one after the other."""
+        self.plane.circuits._circuits.clear()
+        self.plane.circuits.troubled.clear()
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -40,9 +40,9 @@ def free_port() -> int:
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """This process's environment without AILB's settings, and with those given."""
+    """This process's environment without AILB's settings, and with those given; the demo is the echo unless asked."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    return {**kept, **settings}
+    return {**kept, "AILB_DEMO": "echo", **settings}
 
 
 def manage(

@@ -133,9 +133,10 @@ def test_a_provider_that_cannot_be_read_leaves_the_others(gateway, model, alice,
 def test_a_replaced_pool_of_connections_is_closed_with_the_gateway(gateway, model, provider, alice):
     gateway.chat(alice)
     config = gateway.plane.snapshot().catalog.deployments[model.name].provider
-    old = gateway.plane.provider(config).session
+    connector = gateway.plane.provider(config)._client._connector
+    assert connector is not None
     provider.set_credentials(api_key="sk-newer-credential")
     provider.save()
     gateway.chat(alice)
     gateway.do(lifespan.close())
-    assert old.closed
+    assert connector.closed

@@ -315,7 +315,7 @@ class TestOurOwnDefects:
         def broken(self, request, deployment):
             raise ZeroDivisionError("a secret prompt in a message")
 
-        monkeypatch.setattr(Vendor, "encode", broken)
+        monkeypatch.setattr(Vendor, "own", broken)
 
     def test_the_client_learns_the_id_and_nothing_else(self, gateway, model, alice, defect, stream):
         answer = gateway.chat(alice, stream=stream)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.chat_stream import DONE, ChatStream, usage_body, with_citations
-from gateway.providers.base import StreamEvent
-from gateway.types import Citation, Usage
+from gateway.doors.chat import DONE, ChatDoor, ChatStream
+from gateway.translate.openai import usage_body
+from gateway.types import Citation, Completion, Frame, StreamEvent, Usage
 from keys.limits.headers import go_duration
 
 CITATIONS = (Citation("manual", "doc_1", "Terms", 0, 1.5, "Two years."),)
@@ -22,6 +22,10 @@ chunks = st.dictionaries(names, values, max_size=4)
 spellings = st.sampled_from([{"separators": (",", ":")}, {"separators": (", ", ": ")}, {"ensure_ascii": False}])
 
 
+def frame() -> Frame:
+    return Frame(id="req-1", created=1, model="m")
+
+
 def parsed(rendered):
     assert rendered.startswith(b"data: ")
     assert rendered.endswith(b"\n\n")
@@ -32,7 +36,7 @@ def parsed(rendered):
 def test_null_usage_is_taken_out_and_nothing_else(chunk, spelling):
     chunk = {**chunk, "usage": None}
     event = StreamEvent(json.dumps(chunk, **spelling).encode(), null_usage=True)
-    shown = parsed(ChatStream(include_usage=False).render([event]))
+    shown = parsed(ChatStream(frame, include_usage=False).render([event]))
     del chunk["usage"]
     assert shown == chunk
 
@@ -40,11 +44,11 @@ def test_null_usage_is_taken_out_and_nothing_else(chunk, spelling):
 @given(chunk=chunks, spelling=spellings)
 def test_without_it_an_event_is_passed_on_byte_for_byte(chunk, spelling):
     data = json.dumps(chunk, **spelling).encode()
-    assert ChatStream(include_usage=False).render([StreamEvent(data)]) == b"data: " + data + b"\n\n"
+    assert ChatStream(frame, include_usage=False).render([StreamEvent(data)]) == b"data: " + data + b"\n\n"
 
 
 def test_usage_alone_is_held_back_until_the_end():
-    stream = ChatStream(include_usage=True)
+    stream = ChatStream(frame, include_usage=True)
     event = StreamEvent(b'{"choices":[],"usage":{}}', usage=Usage(1, 2), usage_only=True)
     assert stream.render([event]) == b""
     assert stream.usage == Usage(1, 2)
@@ -52,13 +56,13 @@ def test_usage_alone_is_held_back_until_the_end():
 
 
 def test_who_did_not_ask_sees_the_end_alone():
-    stream = ChatStream(include_usage=False)
+    stream = ChatStream(frame, include_usage=False)
     stream.render([StreamEvent(b'{"choices":[]}', usage=Usage(1, 2), usage_only=True)])
     assert stream.end(Usage(9, 9)) == DONE
 
 
 def test_what_is_made_has_the_streams_own_frame():
-    stream = ChatStream(include_usage=True)
+    stream = ChatStream(frame, include_usage=True)
     stream.render([StreamEvent(b'{"id":"x","object":"o","created":1,"model":"m","choices":[{}],"other":1}')])
     usage, end = stream.end(Usage(3, 4, cached_tokens=1, reasoning_tokens=2)).split(b"\n\n", 1)
     assert end == DONE
@@ -66,17 +70,18 @@ def test_what_is_made_has_the_streams_own_frame():
         "id": "x", "object": "o", "created": 1, "model": "m", "choices": [],
         "usage": {
             "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
-            "prompt_tokens_details": {"cached_tokens": 1}, "completion_tokens_details": {"reasoning_tokens": 2},
+            "prompt_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 2},
         },
     }  # fmt: skip
 
 
 def test_an_empty_stream_has_an_end_too():
-    assert ChatStream(include_usage=True).end(Usage(1, 0)).endswith(DONE)
+    assert ChatStream(frame, include_usage=True).end(Usage(1, 0)).endswith(DONE)
 
 
 def test_citations_come_once_with_the_first_finish():
-    stream = ChatStream(include_usage=False, citations=CITATIONS)
+    stream = ChatStream(frame, include_usage=False, citations=CITATIONS)
     first = parsed(stream.render([StreamEvent(b'{"choices":[{"index":0}]}', finish_reason="stop")]))
     second = parsed(stream.render([StreamEvent(b'{"choices":[{"index":1}]}', finish_reason="stop")]))
     assert first["ailb"]["citations"][0]["quote"] == "Two years."
@@ -85,12 +90,14 @@ def test_citations_come_once_with_the_first_finish():
 
 def test_a_plain_answer_with_none_is_the_same_bytes():
     body = b'{"id":  1}'
-    assert with_citations(body, ()) is body
-    assert json.loads(with_citations(body, CITATIONS))["ailb"]["citations"][0]["title"] == "Terms"
+    completion = Completion(body=body, usage=None, text="")
+    assert ChatDoor().whole(completion, Usage(1, 1), frame, ()) is body
+    cited = json.loads(ChatDoor().whole(completion, Usage(1, 1), frame, CITATIONS))
+    assert cited["ailb"]["citations"][0]["title"] == "Terms"
 
 
 def test_what_was_delivered_is_remembered():
-    stream = ChatStream(include_usage=False)
+    stream = ChatStream(frame, include_usage=False)
     stream.render([StreamEvent(b"{}", text="a"), StreamEvent(b"{}"), StreamEvent(b"{}", text="b")])
     assert stream.text == "ab"
 

@@ -1,0 +1,139 @@
+"""The circuits of one process: a deployment's by its name, closed anew where its configuration changed."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
+
+import structlog
+
+from gateway.circuits import Circuit, Pass, State
+from gateway.routing.signals import Signals
+from gateway.types import Deployment
+
+log = structlog.get_logger()
+
+
+class MemoryCircuits:
+    """All methods run on the event loop; none waits."""
+
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self.clock = clock
+        self.troubled: set[str] = set()
+        """The deployments whose circuit is not closed: while there are none, a plan need not ask."""
+        self._circuits: dict[str, Circuit] = {}
+
+    # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def enter(self, deployment: Deployment) -> Pass | None:
+        """Leave to try it now, to be given back with how it went; None where it is to be left alone."""
+        circuit = self._circuits.get(deployment.name)
+        if circuit is None or circuit.deployment is not deployment:
+            circuit = self._of(deployment)
+        return circuit.enter(self.clock())
+
+    def offers(self, deployment: Deployment) -> bool:
+        """Whether a request may count on trying it."""
+        return self._of(deployment).offers(self.clock())
+
+    def is_closed(self, deployment: Deployment) -> bool:
+        return deployment.name not in self.troubled or not self._of(deployment).opened
+
+    def sorted_out(self, candidates: Iterable[Deployment]) -> tuple[list[Deployment], list[Deployment]]:
+        """Those that may be tried, and those to be tried only where nothing else answers."""
+        healthy, spare, now = [], [], self.clock()
+        for deployment in candidates:
+            circuit = self._of(deployment)
+            if circuit.offers(now):
+                healthy.append(deployment)
+            elif not circuit.firm:
+                spare.append(deployment)
+        return healthy, spare
+
+    def wait(self, candidates: Iterable[Deployment]) -> int:
+        """Whole seconds until the first of these may be tried; 1 where it is being tried now."""
+        now = self.clock()
+        return max(math.ceil(min(self._of(deployment).until - now for deployment in candidates)), 1)
+
+    def states(self, configured: Mapping[str, Deployment]) -> dict[str, State]:
+        """By deployment, for the gauge; circuits of those that are gone are forgotten."""
+        now = self.clock()
+        for name in [name for name in self._circuits if name not in configured]:
+            del self._circuits[name]
+            self.troubled.discard(name)
+        return {
+            name: self._of(deployment).state(now) if name in self.troubled else State.CLOSED
+            for name, deployment in configured.items()
+        }
+
+    # ── how it went ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def answered(self, way: Pass) -> None:
+        if way.trial:
+            way.circuit.answered(way, self.clock())
+
+    def succeeded(self, way: Pass) -> None:
+        way.circuit.succeeded(way, self.clock())
+
+    def failed(self, way: Pass, *, wait: float | None, another: bool) -> None:
+        way.circuit.failed(way, self.clock(), wait=wait, another=another)
+
+    def throttled(self, way: Pass, *, wait: float | None) -> None:
+        way.circuit.throttled(way, self.clock(), wait=wait)
+
+    def rejected(self, way: Pass, *, wait: float | None) -> None:
+        way.circuit.rejected(way, self.clock(), wait=wait)
+
+    def gave_back(self, way: Pass) -> None:
+        if way.trial:
+            way.circuit.gave_back(way)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    # ── within ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _of(self, deployment: Deployment) -> Circuit:
+        name = deployment.name
+        circuit = self._circuits.get(name)
+        if circuit is not None and circuit.deployment is deployment:
+            return circuit
+        if circuit is not None and circuit.deployment == deployment:
+            circuit.deployment = deployment  # the snapshot was read again, and this is as it was
+            return circuit
+        if circuit is not None and circuit.opened:
+            self._note_closed(circuit, "configuration_changed")
+        found = self._circuits[name] = Circuit(deployment, self._told)
+        return found
+
+    def _told(self, circuit: Circuit, what: str) -> None:
+        """A circuit changed. One that was replaced meanwhile is nobody's any more."""
+        if self._circuits.get(circuit.deployment.name) is not circuit:
+            return
+        if what == "opened":
+            self._note_opened(circuit)
+        elif what == "closed":
+            self._note_closed(circuit, "answered")
+        self._share(circuit, what)
+
+    def _share(self, circuit: Circuit, what: str) -> None:
+        """Nobody else is there."""
+
+    def _note_opened(self, circuit: Circuit, *, elsewhere: bool = False) -> None:
+        self.troubled.add(circuit.deployment.name)
+        log.warning(
+            "circuit_opened",
+            deployment=circuit.deployment.name,
+            reason=circuit.reason,
+            seconds=round(max(circuit.until - self.clock(), 0.0), 1),
+            elsewhere=elsewhere,
+        )
+
+    def _note_closed(self, circuit: Circuit, reason: str) -> None:
+        self.troubled.discard(circuit.deployment.name)
+        log.info("circuit_closed", deployment=circuit.deployment.name, reason=reason)
+
+
+class Health(Signals, kw_only=True):
+    """What a plan knows: the strategies' signals, and which deployments may be tried at all."""
+
+    circuits: MemoryCircuits
