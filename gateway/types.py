@@ -417,7 +417,7 @@ class StreamEvent(msgspec.Struct, frozen=True):
     """One event of a stream: `data` where the upstream speaks the client's dialect, else `deltas`."""
 
     data: bytes = b""
-    """JSON on one line"""
+    """JSON on one line; OpenAI's chunks that arrived together may be several, with what is between them on the wire"""
     text: str = ""
     """Content, reasoning, refusal and tool arguments: everything that costs output tokens."""
     content: bool = False

@@ -166,8 +166,11 @@ _NULL_USAGE = b',"usage":null'
 
 def _without_usage(data: bytes) -> bytes:
     # Inside a JSON string the quotes would be escaped, so the bytes can only be the field; twice could be a nested one.
-    if data.count(_NULL_USAGE) == 1 == data.count(_NULL_USAGE[1:]):
+    between = data.count(openai.BETWEEN)
+    if data.count(_NULL_USAGE) == between + 1 == data.count(_NULL_USAGE[1:]):
         return data.replace(_NULL_USAGE, b"")
+    if between:
+        return openai.BETWEEN.join(map(_without_usage, data.split(openai.BETWEEN)))
     chunk = _decoded(data)
     chunk.pop("usage", None)
     return encode(chunk)

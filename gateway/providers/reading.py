@@ -68,11 +68,11 @@ class EventReader(StreamReader):
         found: list[StreamEvent] = []
         events = self._events
         try:
-            for data in payloads:
-                if (event := self._event(data)) is not None:
+            at = 0
+            while at < len(payloads) and not events.done:
+                event, at = self._event(payloads, at)
+                if event is not None:
                     found.append(event)
-                if events.done:
-                    break
         except ErrorEvent as told:
             self.failure = self._provider.broke_off(told.error)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -80,14 +80,15 @@ class EventReader(StreamReader):
         self.done = events.done
         return found
 
-    def _event(self, data: bytes) -> StreamEvent | None:
+    def _event(self, payloads: list[bytes], at: int) -> tuple[StreamEvent | None, int]:
         try:
-            return self._events.read(data)
+            return self._events.read_on(payloads, at)
         except msgspec.DecodeError:
+            data = payloads[at]
             if b"\\ud" not in data and b"\\uD" not in data:
                 raise
             # Half of a character that the upstream cut between two tokens; as JSON it is none to us.
-            return self._events.read(msgspec.json.encode(_whole_characters(json.loads(data))))
+            return self._events.read(msgspec.json.encode(_whole_characters(json.loads(data)))), at + 1
 
 
 def _whole_characters(value: Any) -> Any:

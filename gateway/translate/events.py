@@ -29,5 +29,9 @@ class Events(ABC):
         Raises `ErrorEvent`, and `msgspec.MsgspecError` or `ValueError` where the payload is none of this dialect's.
         """
 
+    def read_on(self, payloads: list[bytes], at: int) -> tuple[StreamEvent | None, int]:
+        """The event at `payloads[at]`, perhaps with those that follow in one, and where to go on. Raises as `read`."""
+        return self.read(payloads[at]), at + 1
+
     def end(self) -> None:  # noqa: B027  # most dialects say when they are done
         """The connection ended in order: the last chance to say `done`."""

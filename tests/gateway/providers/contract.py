@@ -16,6 +16,7 @@ from gateway.doors.base import Door
 from gateway.doors.chat import ChatDoor
 from gateway.doors.messages import MessagesDoor
 from gateway.providers.base import Provider
+from gateway.translate.openai import BETWEEN
 from gateway.types import ChatRequest, Completion, Deployment, Frame, Json, ProviderConfig, StreamEvent, Usage
 from tests.support.upstream import Upstream
 
@@ -167,7 +168,8 @@ class ProviderContract:
         events = await gathered(provider, asked(True, door=door), deployment)
         assert all(event.content is bool(event.text) for event in events)
         assert sum(event.content for event in events) >= 2
-        assert all(b"\n" not in event.data and b"\r" not in event.data for event in events)
+        payloads = [payload for event in events for payload in event.data.split(BETWEEN)]
+        assert all(b"\n" not in payload and b"\r" not in payload for payload in payloads)
 
     async def test_a_stream_finishes_once_and_tells_its_usage(self, provider, deployment, door):
         events, told = await self.events(provider, deployment, door)

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.doors.chat import ChatStream
 from gateway.errors import InvalidRequest, StreamCut, UpstreamCredentialsRejected, UpstreamError, UpstreamTimeout
 from gateway.providers import vendor
 from gateway.types import Usage
 from tests.gateway.providers.contract import (
+    FRAME,
     KEY,
     ProviderContract,
     asked,
@@ -246,3 +248,17 @@ def test_a_stream_of_chunks_that_differ_in_their_content_only(sent, spelling):
         assert (event.content, event.null_usage, event.finish_reason) == (bool(text), True, None)
         assert json.loads(event.data) == chunk
     assert said == sent
+
+
+@given(sent=st.lists(chunks, max_size=12), repeats=st.integers(1, 4), spelling=spellings, wants=st.booleans())
+def test_chunks_that_come_together_say_what_they_say_one_by_one(sent, repeats, spelling, wants):
+    """Those that differ in their content only go on in one piece: the client must not be able to tell."""
+    wire = [b"data: " + json.dumps(chunk, **spelling).encode() + b"\n\n" for chunk in sent for _ in range(repeats)]
+
+    def shown(pieces):
+        reader = vendor("openai")(configured("openai")).reader(native=True)
+        stream = ChatStream(lambda: FRAME, include_usage=wants)
+        told = b"".join(stream.render(reader.feed(piece)) for piece in pieces)
+        return told, stream.text, stream.usage, stream.finish_reason, stream.served_model
+
+    assert shown([b"".join(wire)]) == shown(wire)
