@@ -1,6 +1,7 @@
 """The ASGI application: inference and probes go to consumers, everything else to Django."""
 
 import os
+from typing import Any
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
@@ -29,6 +30,15 @@ http = URLRouter(
 )
 
 
+# Whole paths: found without matching pattern after pattern, 5 µs of a request that has none to spare.
+_straight = {f"/{route.pattern}": route.callback for route in http.routes if str(route.pattern)}
+
+
+async def dispatch(scope: Any, receive: Any, send: Any) -> None:
+    """The consumer of this very path, else whatever the router finds."""
+    await _straight.get(scope["path"], http)(scope, receive, send)
+
+
 def _with_cors(application: object) -> object:
     """Browsers of the origins that AILB_CORS_ORIGINS names may call; without any nothing is wrapped."""
     origins = settings.ENV.AILB_CORS_ORIGINS
@@ -45,4 +55,4 @@ def _with_cors(application: object) -> object:
     )
 
 
-application = ProtocolTypeRouter({"http": _with_cors(http), "lifespan": lifespan})
+application = ProtocolTypeRouter({"http": _with_cors(dispatch), "lifespan": lifespan})

@@ -28,7 +28,8 @@ class Protocol(HttpToolsProtocol):
         self._serving: RequestResponseCycle | None = None
         self._head = 0
         """Bytes of a head that is not complete."""
-        self._in_head = self._incomplete = True
+        self._begun: object = None
+        """What uvicorn keeps of the request whose head is being counted."""
         self._last = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, self._ring)
 
@@ -43,11 +44,15 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if not self._incomplete:  # nearly always: a request comes in one piece
+        cycle: RequestResponseCycle | None = self.cycle  # none before the first request
+        if cycle is not None and cycle.scope is self.scope and not cycle.more_body:
+            # Nearly always: a request comes in one piece.
             if self._deadline is not None:
                 self._forget_deadline()
             return
         if self._in_head:
+            if self._begun is not self.scope:
+                self._begun, self._head = self.scope, 0
             self._head += len(data)
             if self._head > LONGEST_HEAD:
                 self._refuse(
@@ -60,18 +65,11 @@ class Protocol(HttpToolsProtocol):
             self._last = self.loop.time()
             self._deadline = self.loop.call_later(HEAD_SECONDS, self._ring)
 
-    def on_message_begin(self) -> None:
-        self._in_head = self._incomplete = True
-        self._head = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._incomplete = False
-        super().on_message_complete()
+    @property
+    def _in_head(self) -> bool:
+        """Whether the newest request, if there is one, has not become one to uvicorn yet."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.scope is not self.scope
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest("The request is not HTTP."), b"400 Bad Request")

@@ -37,6 +37,8 @@ budget_tokens stop_sequences disable_parallel_tool_use user_id service_tier titl
 output_config effort reasoning_content
 """
 _WIRE_NAMES: Final = frozenset(_WIRE.split())
+_WIRE_VALUES: Final = frozenset({"system", "developer", "user", "assistant", "tool", "function", "text", "image_url"})
+"""Words of the wire's own in nearly every message: no text, wherever they stand."""
 _NOT_SCREENED: Final = frozenset({"model"})
 """Of the body: what names a deployment, and was looked up."""
 _DEEPEST_SHOWN: Final = 32
@@ -200,6 +202,8 @@ def _texts(body: Json) -> Iterator[tuple[_Place | None, str | int, str, bool]]:
                         continue
                     yield place, name, name, True
                 if isinstance(value, str):
+                    if value in _WIRE_VALUES:
+                        continue
                     if (name != bytes_field and name != signed) or not _is_bytes(value):
                         yield place, name, value, False
                 elif isinstance(value, dict | list):
