@@ -40,8 +40,9 @@ class HttpReply:
         self._request_id: Headers = []
         self.opened = self.ended = False
 
-    def identify(self, request_id: str, names: tuple[bytes, ...]) -> None:
-        self._request_id = [(name, request_id.encode()) for name in names]
+    def identify(self, request_id: str) -> None:
+        # The second is the Anthropic SDK's name for it.
+        self._request_id = [(b"x-request-id", request_id.encode()), (b"request-id", request_id.encode())]
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         self.opened = self.ended = True
@@ -79,7 +80,7 @@ class InferenceConsumer(AsyncHttpConsumer):
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         reply = HttpReply(send)
         exchange = Exchange(dict(scope["headers"]), reply, self.door)
-        reply.identify(exchange.id, self.door.request_id_headers)
+        reply.identify(exchange.id)
         watcher = _Watcher(receive, exchange)
 
         async def read_body() -> bytes:

@@ -81,7 +81,7 @@ _NOT_PROMPT: Final = frozenset(
 _CLAUDE_TOOLS: Final = 530
 """What Anthropic adds to a prompt with tools, at most (platform.claude.com/docs/en/agents-and-tools/tool-use/overview,
 "Pricing")."""
-# Claude's tokenizers are not public. Measured against reconstructions of them (shared/design/parts.md section 2), in
+# Claude's tokenizers are not public. Measured against reconstructions of them (the project's trial of libraries), in
 # tokens of o200k: English 1.06 and 1.43, code 1.15 and 1.48, Russian 1.73, Chinese 1.43.
 _CLAUDE_OLD: Final = re.compile(r"claude-(2|3|instant|(sonnet|haiku)-4|opus-4(-[0-6]\b|-20|$))")
 """Up to 4.6; Opus 4.7 and later have another tokenizer."""

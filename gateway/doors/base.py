@@ -42,7 +42,6 @@ class Door(ABC):
     """One client dialect."""
 
     dialect: ClassVar[Dialect]
-    request_id_headers: ClassVar[tuple[bytes, ...]] = (b"x-request-id",)
 
     @abstractmethod
     def parse(self, raw: bytes, headers: Headers) -> ChatRequest:

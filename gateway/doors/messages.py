@@ -63,7 +63,6 @@ class _Body(_Count, kw_only=True):
 
 class MessagesDoor(base.Door):
     dialect = Dialect.ANTHROPIC
-    request_id_headers = (b"x-request-id", b"request-id")  # the latter is the name that Anthropic's SDK looks for
 
     def parse(self, raw: bytes, headers: Headers) -> ChatRequest:
         body = base.decoded(raw)
