@@ -114,6 +114,8 @@ def configure(level: str) -> None:
                 # Expected refusals are the client's to read, not an operator's.
                 "django.request": {"level": "ERROR"},
                 "django.security.DisallowedHost": {"handlers": ["nowhere"], "propagate": False},
+                "django.security.TooManyFieldsSent": {"handlers": ["nowhere"], "propagate": False},
+                "django.security.RequestDataTooBig": {"handlers": ["nowhere"], "propagate": False},
                 # At debug it logs the whole context of a page: a new key's secret, CSRF tokens.
                 "django.template": {"level": max(number, logging.INFO)},
             },
