@@ -3,11 +3,11 @@
 
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import HttpRequest
 from django.utils import timezone
@@ -17,11 +17,10 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldBooleanSwitchWidget
 
 from ailb_project.console import READ, ConsoleAdmin, Switchable, actor_of
-from gateway import discovery, environment, providers, vault
+from gateway import discovery, environment, services, vault
 from gateway.errors import UpstreamError
 from gateway.models import ConfigVersion, Deployment, GatewayProcess, GroupMember, ModelGroup, Provider
 
-_PORTS = {"http": 80, "https": 443}
 _UNSEEN = {"autocomplete": "off", "spellcheck": "false", "style": "-webkit-text-security: disc", "rows": 3}
 
 
@@ -67,8 +66,9 @@ class ProviderForm(forms.ModelForm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.stored = opened(self.instance)
-        self.base = _origin(self.instance)
+        self.stored = _opened(self.instance)
+        self.set = services.credentials_set(self.instance)
+        self.base = services.origin(self.instance)
         if self.instance._state.adding:
             self.fields.pop("forget", None)
             self.fields["kind"].choices = [("", "Select value"), *self.fields["kind"].choices]  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ class ProviderForm(forms.ModelForm):
             ("headers", "One a line, a name, a colon and a value. As secret as the key."),
         ):
             if name in self.fields:
-                kept = f"({'set' if self.stored.get(name) else 'not set'}) Empty: as it is. "
+                kept = f"({'set' if self.set[name] else 'not set'}) Empty: as it is. "
                 self.fields[name].help_text = text if self.instance._state.adding else f"{kept}{text}"
 
     def clean_headers(self) -> dict[str, str]:
@@ -91,7 +91,10 @@ class ProviderForm(forms.ModelForm):
                 # Never the line itself: it may hold a secret, and errors are shown.
                 raise forms.ValidationError("Each line is a header's name, a colon and its value.")
             headers[name.strip().lower()] = value.strip()
-        return headers
+        try:
+            return services.checked_headers(headers)
+        except ValidationError as error:
+            raise forms.ValidationError(error.messages) from None
 
     def clean(self) -> Any:
         cleaned = super().clean()
@@ -104,10 +107,10 @@ class ProviderForm(forms.ModelForm):
         moved = Provider(
             kind=self.cleaned_data.get("kind", self.instance.kind), base_url=self.cleaned_data.get("base_url", "")
         )
-        if _origin(moved) == self.base or self.cleaned_data.get("forget"):
+        if services.origin(moved) == self.base or self.cleaned_data.get("forget"):
             return
         for name in ("api_key", "headers"):
-            if self.stored.get(name) and not self.cleaned_data.get(name):
+            if self.set[name] and not self.cleaned_data.get(name):
                 self.add_error(name, "The host changes: give it again, or have it forgotten.")
 
     @property
@@ -122,24 +125,16 @@ class ProviderForm(forms.ModelForm):
         return {"api_key": api_key, "headers": self.cleaned_data.get("headers") or kept.get("headers") or {}}
 
 
-def opened(provider: Provider) -> dict[str, Any]:
-    """What is stored. Credentials that none of the keys opens are as good as set: nobody can say that they are not."""
+def _opened(provider: Provider) -> dict[str, Any]:
+    """What is stored, as far as it can be opened: the rest cannot be kept either."""
     try:
         return vault.open_sealed(provider.credentials)
     except vault.VaultError:
-        return {"api_key": None, "headers": None}
+        return {}
 
 
-def _origin(provider: Provider) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port that the credentials go to."""
-    base_url = provider.base_url
-    if not base_url and provider.kind in providers.kinds():
-        base_url = providers.vendor(provider.kind).default_base_url
-    try:
-        parts = urlsplit(base_url)
-        return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
-    except ValueError:
-        return "", None, None  # no URL: its own validation says so
+def _told(provider: Provider, name: str) -> str:
+    return "(set)" if services.credentials_set(provider)[name] else "(not set)"
 
 
 @admin.register(Provider)
@@ -214,11 +209,11 @@ class ProviderAdmin(Switchable):
 
     @display(description="API key")
     def api_key(self, provider: Provider) -> str:
-        return "(set)" if opened(provider).get("api_key") else "(not set)"
+        return _told(provider, "api_key")
 
     @display(description="extra headers")
     def headers(self, provider: Provider) -> str:
-        return "(set)" if opened(provider).get("headers") else "(not set)"
+        return _told(provider, "headers")
 
     @display(description="forget")
     def forget(self, provider: Provider) -> str:

@@ -4,7 +4,7 @@ Failover goes on until the first content; from then on a failure is the client's
 ledger, and told to its deployment's circuit: one whose circuit is open by now is passed over.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter
 
@@ -25,11 +25,12 @@ from gateway.types import Attempt, ChatRequest, Completion, Deployment, Dialect,
 
 
 class Attempts:
-    """The attempts of one request. `arrived` is its `perf_counter`."""
+    """The attempts of one request. `arrived` is its `perf_counter`; `named` gives the client's name of a parameter."""
 
-    def __init__(self, plane: Plane, arrived: float) -> None:
+    def __init__(self, plane: Plane, arrived: float, named: Callable[[str], str]) -> None:
         self._plane = plane
         self._arrived = arrived
+        self._named = named
         self.made: list[Attempt] = []
         self.sent_at: float | None = None
         """When the first upstream call began."""
@@ -37,32 +38,23 @@ class Attempts:
         """Parameters, by OpenAI's names, that the one tried last was not told."""
         self.deployment: Deployment | None = None
         """The one that is being, or was last, tried."""
+        self._candidates: Sequence[Deployment] = ()
+        self._client: Provider
+        self._current: tuple[Deployment, float, Pass] | None = None
+        self._failure: GatewayError | None = None
+        """What the client is told where none answers: the last upstream's failure, else why none was asked."""
 
     @property
     def number(self) -> int:
         """Attempts so far, the current one included."""
         return len(self.made) + (1 if self._current is not None else 0)
 
-    _current: tuple[Deployment, float, Pass] | None = None
-    _client: Provider
-    _candidates: Sequence[Deployment] = ()
-
     async def complete(self, request: ChatRequest, candidates: Sequence[Deployment]) -> Completion:
         """The first plain answer. Raises the last candidate's `UpstreamError`, or `InvalidRequest` at once;
         `UnsupportedParameter` where no candidate can be asked for this at all, `NoHealthyDeployment` where none may be
         asked now.
         """
-        failure: GatewayError | None = None
-        self._candidates = candidates
-        for deployment in candidates:
-            try:
-                call = self._prepared(request, deployment)
-            except UnsupportedParameter as error:
-                failure = failure or error
-                continue
-            if not self._begin(deployment):
-                failure = failure or unhealthy(request.model, candidates, self._plane.circuits)
-                continue
+        for call in self._tries(request, candidates):
             try:
                 answer = await self._client.complete(call)
             except InvalidRequest:
@@ -70,14 +62,13 @@ class Attempts:
                 raise
             except UpstreamError as error:
                 self._failed(error)
-                failure = error
             else:
-                self._plane.signals.answered(deployment.name, self._end_well())
+                self._plane.signals.answered(call.deployment.name, self._end_well())
                 return answer
             finally:
                 self.end_open("cancelled", None)
-        assert failure is not None
-        raise failure
+        assert self._failure is not None
+        raise self._failure
 
     async def open_stream(
         self,
@@ -89,17 +80,7 @@ class Attempts:
 
         `on_first_event` is awaited when an upstream sent its first event. Raises as `complete` does.
         """
-        failure: GatewayError | None = None
-        self._candidates = candidates
-        for deployment in candidates:
-            try:
-                call = self._prepared(request, deployment)
-            except UnsupportedParameter as error:
-                failure = failure or error
-                continue
-            if not self._begin(deployment):
-                failure = failure or unhealthy(request.model, candidates, self._plane.circuits)
-                continue
+        for call in self._tries(request, candidates):
             source = self._client.stream(call)
             begun: list[StreamEvent] = []
             opened = False
@@ -115,18 +96,17 @@ class Attempts:
                 raise
             except UpstreamError as error:
                 self._failed(error)
-                failure = error
             else:
                 opened = True
-                self._plane.signals.answered(deployment.name, perf_counter() - self._started)
+                self._plane.signals.answered(call.deployment.name, perf_counter() - self._started)
                 self._plane.circuits.answered(self._way)
                 return LiveStream(self, begun, source)
             finally:
                 if not opened:
                     await source.aclose()
                     self.end_open("cancelled", None)
-        assert failure is not None
-        raise failure
+        assert self._failure is not None
+        raise self._failure
 
     @property
     def dialect(self) -> Dialect:
@@ -143,14 +123,27 @@ class Attempts:
         assert self._current is not None
         return self._current[2]
 
+    def _tries(self, request: ChatRequest, candidates: Sequence[Deployment]) -> Iterator[Prepared]:
+        """Begin an attempt at each candidate that can be asked for this and may be asked now."""
+        self._candidates = candidates
+        for deployment in candidates:
+            try:
+                call = self._prepared(request, deployment)
+            except UnsupportedParameter as error:
+                self._failure = self._failure or error
+                continue
+            if self._begin(deployment):
+                yield call
+            else:
+                self._failure = self._failure or unhealthy(request.model, candidates, self._plane.circuits)
+
     def _prepared(self, request: ChatRequest, deployment: Deployment) -> Prepared:
         """The request in the deployment's dialect. Raises `UnsupportedParameter` where that cannot express it."""
         self._client = self._plane.provider(deployment.provider)
         call = self._client.prepare(request, deployment)
         if call.dropped and self._plane.env.AILB_UNSUPPORTED_PARAMETERS == "refuse":
-            raise UnsupportedParameter(
-                f"'{call.dropped[0]}' is not supported by this model's provider.", param=call.dropped[0]
-            )
+            name = self._named(call.dropped[0])[:100]
+            raise UnsupportedParameter(f"'{name}' is not supported by this model's provider.", param=name)
         self.dropped = call.dropped
         return call
 
@@ -168,6 +161,7 @@ class Attempts:
         return True
 
     def _failed(self, error: UpstreamError) -> None:
+        self._failure = error
         circuits, way = self._plane.circuits, self._way
         if isinstance(error, UpstreamCredentialsRejected):
             circuits.rejected(way, wait=error.retry_after)

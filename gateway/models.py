@@ -8,6 +8,7 @@ from django.db import models
 from django.utils import timezone
 
 from gateway import outbound, providers, vault
+from gateway.capabilities import CAPABILITIES
 from gateway.providers import kind_choices
 from gateway.routing import strategy_choices
 from gateway.versioning import Versioned
@@ -108,6 +109,23 @@ class Deployment(Versioned):
     context_window = models.PositiveBigIntegerField(null=True, blank=True, help_text="Tokens; empty: unknown.")
     max_output = models.PositiveBigIntegerField(null=True, blank=True, help_text="Tokens; empty: unknown, 4 096.")
     strategy = models.CharField(max_length=30, blank=True, choices=strategy_choices)
+    version = models.CharField(
+        max_length=60, blank=True, default="", validators=[NAME], help_text="Traffic weights split by it."
+    )
+    max_parallel = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Requests at a time; empty: no limit."
+    )
+    rpm = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Requests a minute; empty: no limit."
+    )
+    tpm = models.PositiveBigIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Tokens a minute; empty: no limit."
+    )
+    capabilities = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="Which of them it has (true) and has not (false); unknown ones count as there.",
+    )
     enabled = models.BooleanField(default=True)
     managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -118,6 +136,14 @@ class Deployment(Versioned):
     def __str__(self) -> str:
         return self.name
 
+    def clean(self) -> None:
+        told = self.capabilities
+        if not isinstance(told, dict) or not all(isinstance(there, bool) for there in told.values()):
+            raise ValidationError({"capabilities": "An object of capabilities, each true or false."})
+        if unknown := sorted(set(told) - set(CAPABILITIES)):
+            known = ", ".join(sorted(CAPABILITIES))
+            raise ValidationError({"capabilities": f"Not known: {', '.join(unknown)[:200]}. There are: {known}."})
+
 
 class ModelGroup(Versioned):
     """One public name for several deployments."""
@@ -127,6 +153,10 @@ class ModelGroup(Versioned):
     name = models.CharField(max_length=200, unique=True, validators=[NAME])
     strategy = models.CharField(max_length=30, blank=True, choices=strategy_choices)
     deployments = models.ManyToManyField(Deployment, through="GroupMember", related_name="groups")
+    hedging = models.BooleanField(
+        default=False,
+        help_text="Ask a second deployment once the first is slower than 19 in 20 of its answers; both are paid for.",
+    )
     managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
@@ -154,3 +184,52 @@ class GroupMember(Versioned):
 
     def __str__(self) -> str:
         return f"{self.group} {self.position}: {self.deployment}"
+
+
+class GroupFallback(Versioned):
+    """A group that answers where nothing in another does."""
+
+    snapshot_section = "catalog"
+
+    group = models.ForeignKey(ModelGroup, on_delete=models.CASCADE, related_name="fallbacks")
+    fallback = models.ForeignKey(ModelGroup, on_delete=models.CASCADE, related_name="fallback_of")
+    position = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["group", "position", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["group", "fallback"], name="a_fallback_once"),
+            models.CheckConstraint(condition=~models.Q(group=models.F("fallback")), name="no_fallback_to_itself"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.position}: {self.fallback}"
+
+
+class TrafficWeight(Versioned):
+    """A version's share of the traffic: of one group's, or of all (no group), where the group does not say."""
+
+    snapshot_section = "catalog"
+
+    group = models.ForeignKey(
+        ModelGroup, on_delete=models.CASCADE, null=True, blank=True, related_name="traffic_weights",
+        help_text="Empty: all traffic.",
+    )  # fmt: skip
+    version = models.CharField(max_length=60, validators=[NAME])
+    weight = models.PositiveSmallIntegerField(
+        validators=[MaxValueValidator(100)], help_text="0 to 100, among the weights of the other versions; 0 drains."
+    )
+    managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["group", "version"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["group", "version"], name="one_weight_a_version"),
+            # SQL takes two nulls for different.
+            models.UniqueConstraint(
+                fields=["version"], condition=models.Q(group=None), name="one_weight_a_version_of_all"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version} of {self.group or 'all'}: {self.weight}"

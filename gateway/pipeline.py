@@ -88,8 +88,7 @@ async def count_tokens(exchange: Exchange, read_body: Callable[[], Awaitable[byt
         await plane.holds.refuse_used_up(caller, exchange.arrived)
         screened = _screened(exchange, asked, caller, snapshot.policies.for_caller(caller), plane)
         request = engine.enforce(screened)
-        candidates = planning.plan(route, request, plane.signals, snapshot.prices, plane.env.ROUTING_STRATEGY)
-        number = await count_prompt(plane, request, candidates[0])
+        number = await count_prompt(plane, request, route.candidates[0])
     finally:
         plane.limits.leave(admission)
     body = msgspec.json.encode({"input_tokens": number})
@@ -139,7 +138,7 @@ class _Call:
         self._candidates = candidates
         self._citations = citations
         self._admission = admission
-        self._attempts = Attempts(plane, exchange.started)
+        self._attempts = Attempts(plane, exchange.started, exchange.door.parameter)
         self._settling = False
         self._ended_at: float | None = None
         self._first_content_at: float | None = None

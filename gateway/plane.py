@@ -129,11 +129,7 @@ async def open_plane() -> Plane:
     process_id = await asyncio.to_thread(liveness.signed_on, data_dir=data_dir)
     writer = await asyncio.to_thread(ledger.start, loop, data_dir=data_dir, process_id=process_id)
     await asyncio.to_thread(store.start_polling, liveness.Heartbeat(process_id).beat)
-    limits, counters, circuits = (
-        _shared(env, writer, process_id)
-        if env.REDIS_URL
-        else (MemoryLimits(), MemoryCounters(writer), MemoryCircuits())
-    )
+    limits, counters, circuits = _shared(env, writer, process_id) if env.REDIS_URL else _alone(writer)
     plane = Plane(
         env=env, pepper=settings.KEY_PEPPER, process_id=process_id, writer=writer, limits=limits, counters=counters,
         circuits=circuits,
@@ -145,7 +141,8 @@ async def open_plane() -> Plane:
     return plane
 
 
-def _alone(_env: Env, writer: LedgerWriter, _process_id: str) -> tuple[Limits, BudgetCounters, MemoryCircuits]:
+def _alone(writer: LedgerWriter) -> tuple[Limits, BudgetCounters, MemoryCircuits]:
+    """Of this process, the only one."""
     return MemoryLimits(), MemoryCounters(writer), MemoryCircuits()
 
 

@@ -35,7 +35,7 @@ def plan(route: Route, request: ChatRequest, signals: Health, book: Book, defaul
             raise unhealthy(route.name, route.candidates, signals.circuits)
     if len(candidates) == 1:
         return [*candidates, *spare]
-    strategy = request.routing_strategy or route.strategy or default
+    strategy = request.routing_strategy or route.pools[0].strategy or default
     if strategy == "cost_optimized":
         signals.cost = _expected_costs(candidates, request, book).get
     return order(strategy)(candidates, signals) + spare

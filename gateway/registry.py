@@ -9,19 +9,29 @@ import structlog
 from gateway import vault
 from gateway.errors import ModelNotAllowed, ModelNotFound
 from gateway.providers import vendor
-from gateway.types import Deployment, ProviderConfig
+from gateway.types import Deployment, Limit, ProviderConfig
 
 log = structlog.get_logger()
 
 AUTO = "auto"
 
 
-class Group(msgspec.Struct, frozen=True):
-    """A model group: its deployments in order."""
+class Pool(msgspec.Struct, frozen=True):
+    """Deployments that are tried before any of the next pool: a group's own, in order, or those of one fallback."""
 
     name: str
-    strategy: str | None
     deployments: tuple[Deployment, ...]
+    strategy: str | None = None
+    weights: Mapping[str, int] = {}
+    """Of versions: what splits the traffic before a deployment's own weight does."""
+
+
+class Group(msgspec.Struct, frozen=True):
+    """A model group: its own pool, then its fallbacks' and theirs."""
+
+    name: str
+    pools: tuple[Pool, ...]
+    hedging: bool = False
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -41,14 +51,21 @@ class Catalog(msgspec.Struct, frozen=True):
     by_model: Mapping[str, tuple[Deployment, ...]]
     """By `provider/name`, `provider/upstream model` and upstream model."""
     cards: Mapping[str, ModelCard]
+    weights: Mapping[str, int] = {}
+    """Of versions, for traffic that is no group's."""
 
 
 class Route(msgspec.Struct, frozen=True):
-    """What a name means for one caller."""
+    """What a name means for one caller: pools, none of them empty."""
 
     name: str
-    candidates: tuple[Deployment, ...]
-    strategy: str | None
+    pools: tuple[Pool, ...]
+    hedging: bool = False
+
+    @property
+    def candidates(self) -> tuple[Deployment, ...]:
+        """Those of the first pool, which answer while one of them can."""
+        return self.pools[0].deployments
 
 
 def resolve(catalog: Catalog, name: str, allowed_models: frozenset[str] | None) -> Route:
@@ -62,23 +79,27 @@ def resolve(catalog: Catalog, name: str, allowed_models: frozenset[str] | None) 
         raise ModelNotFound(f"The model '{name[:200]}' does not exist or is not yours to use.", param="model")
     if allowed_models is None or name in allowed_models:
         return route
-    allowed = tuple(d for d in route.candidates if d.name in allowed_models)
-    if not allowed:
+    pools = tuple(allowed for pool in route.pools if (allowed := _allowed(pool, allowed_models)).deployments)
+    if not pools:
         raise ModelNotAllowed(f"This key may not use the model '{name[:200]}'.", param="model")
-    return Route(name, allowed, route.strategy)
+    return msgspec.structs.replace(route, pools=pools)
+
+
+def _allowed(pool: Pool, models: frozenset[str]) -> Pool:
+    return msgspec.structs.replace(pool, deployments=tuple(d for d in pool.deployments if d.name in models))
 
 
 def _lookup(catalog: Catalog, name: str) -> Route | None:
     deployment = catalog.deployments.get(name)
     if deployment is not None:
-        return Route(name, (deployment,), deployment.strategy)
+        return Route(name, (Pool(name, (deployment,), deployment.strategy),))
     group = catalog.groups.get(name)
     if group is not None:
-        return Route(name, group.deployments, group.strategy) if group.deployments else None
-    if name == AUTO:
-        return Route(name, tuple(catalog.deployments.values()), None) if catalog.deployments else None
-    candidates = catalog.by_model.get(name)
-    return Route(name, candidates, candidates[0].strategy) if candidates else None
+        return Route(name, group.pools, group.hedging) if group.pools else None
+    found = tuple(catalog.deployments.values()) if name == AUTO else catalog.by_model.get(name)
+    if not found:
+        return None
+    return Route(name, (Pool(name, found, None if name == AUTO else found[0].strategy, catalog.weights),))
 
 
 def visible(catalog: Catalog, allowed_models: frozenset[str] | None) -> list[ModelCard]:
@@ -90,7 +111,7 @@ def _usable(catalog: Catalog, name: str, allowed_models: frozenset[str] | None) 
     if allowed_models is None or name in allowed_models:
         return True
     group = catalog.groups.get(name)
-    return group is not None and any(d.name in allowed_models for d in group.deployments)
+    return group is not None and any(d.name in allowed_models for pool in group.pools for d in pool.deployments)
 
 
 def load() -> Catalog:
@@ -103,13 +124,56 @@ def load() -> Catalog:
     by_pk = {row.pk: _deployment(row, providers[row.provider_id]) for row in rows}
     deployments = {d.name: d for d in by_pk.values()}
     cards = {row.name: _card(row.name, row.created_at.timestamp(), by_pk[row.pk].provider.slug) for row in rows}
-    groups: dict[str, Group] = {}
-    for group in models.ModelGroup.objects.prefetch_related("members"):
-        members = tuple(by_pk[m.deployment_id] for m in group.members.all() if m.deployment_id in by_pk)
-        groups[group.name] = Group(group.name, group.strategy or None, members)
-        if members and group.name not in cards:
-            cards[group.name] = _card(group.name, group.created_at.timestamp(), members[0].provider.slug)
-    return Catalog(deployments, groups, _by_model(deployments.values()), cards)
+    weights = _weights()
+    groups = _groups(by_pk, weights)
+    for name, created in models.ModelGroup.objects.values_list("name", "created_at"):
+        if name not in cards and groups[name].pools:
+            first = groups[name].pools[0].deployments[0]
+            cards[name] = _card(name, created.timestamp(), first.provider.slug)
+    return Catalog(deployments, groups, _by_model(deployments.values()), cards, weights[None])
+
+
+def _groups(by_pk: Mapping[int, Deployment], weights: Mapping[int | None, dict[str, int]]) -> dict[str, Group]:
+    """By name; `weights` are the versions'."""
+    from gateway.models import ModelGroup
+
+    rows = list(ModelGroup.objects.prefetch_related("members", "fallbacks").order_by("name"))
+    pools: dict[int, Pool] = {}
+    for row in rows:
+        members = tuple(by_pk[m.deployment_id] for m in row.members.all() if m.deployment_id in by_pk)
+        merged = {**weights[None], **weights[row.pk]}
+        pools[row.pk] = Pool(row.name, members, row.strategy or None, merged)
+    fallbacks = {row.pk: [fallback.fallback_id for fallback in row.fallbacks.all()] for row in rows}
+    return {
+        row.name: Group(
+            row.name,
+            tuple(pools[pk] for pk in _in_reach(row.pk, fallbacks) if pools[pk].deployments),
+            row.hedging,
+        )
+        for row in rows
+    }
+
+
+def _in_reach(group: int, fallbacks: Mapping[int, list[int]]) -> Iterable[int]:
+    """The group, then its fallbacks and theirs, depth first: each once, so that a circle of them ends."""
+    seen: dict[int, None] = {}
+    waiting = [group]
+    while waiting:
+        pk = waiting.pop()
+        if pk not in seen:
+            seen[pk] = None
+            waiting += reversed(fallbacks[pk])
+    return seen
+
+
+def _weights() -> defaultdict[int | None, dict[str, int]]:
+    """Of versions, by group; None: of all traffic."""
+    from gateway.models import TrafficWeight
+
+    found: defaultdict[int | None, dict[str, int]] = defaultdict(dict)
+    for row in TrafficWeight.objects.all():
+        found[row.group_id][row.version] = row.weight
+    return found
 
 
 def _by_model(deployments: Iterable[Deployment]) -> dict[str, tuple[Deployment, ...]]:
@@ -156,4 +220,9 @@ def _deployment(row: "models.Deployment", provider: ProviderConfig) -> Deploymen
         max_output=row.max_output,
         context_window=row.context_window,
         strategy=row.strategy or None,
+        version=row.version or None,
+        limit=Limit("deployment", row.name, row.rpm, row.tpm, row.max_parallel)
+        if row.rpm or row.tpm or row.max_parallel
+        else None,
+        lacks=frozenset(name for name, there in row.capabilities.items() if not there),
     )

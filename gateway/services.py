@@ -178,7 +178,7 @@ def _seal(provider: Provider, given: Mapping[str, Any]) -> None:
         stored = vault.open_sealed(provider.credentials)
     except vault.VaultError:
         stored = {}
-    checked = {"headers": _checked_headers(given["headers"] or {})} if "headers" in given else {}
+    checked = {"headers": checked_headers(given["headers"] or {})} if "headers" in given else {}
     merged = {name: {**stored, **given, **checked}.get(name) or None for name in CREDENTIALS}
     if not any(merged.values()):
         provider.credentials = ""
@@ -186,7 +186,7 @@ def _seal(provider: Provider, given: Mapping[str, Any]) -> None:
         provider.set_credentials(**merged)
 
 
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """By their names in lower case. Errors never repeat a line: it may hold the secret in the wrong place."""
     if len(headers) > MAX_HEADERS:
         raise ValidationError({"headers": f"At most {MAX_HEADERS} headers."})

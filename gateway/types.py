@@ -118,6 +118,12 @@ class Deployment(msgspec.Struct, frozen=True):
     max_output: int | None
     context_window: int | None
     strategy: str | None = None
+    version: str | None = None
+    """Traffic weights split what comes between the versions."""
+    limit: Limit | None = None
+    """Of scope deployment."""
+    lacks: frozenset[str] = frozenset()
+    """The capabilities that it is known not to have; an unknown one counts as there."""
 
 
 class Dialect(StrEnum):
@@ -328,7 +334,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequence: str | None = None
     stop_category: str | None = None
     """Of a refusal, where the upstream says which."""
-    model: str | None = None
 
 
 class TextDelta(msgspec.Struct, frozen=True):

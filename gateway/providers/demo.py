@@ -180,7 +180,7 @@ class _Echo(Provider):
         request = call.request
         text, finish, usage = await _answered(request)
         if not call.native:
-            answer = Answer(content=(Text(text),), stop=_stop(finish), model=MODEL)
+            answer = Answer(content=(Text(text),), stop=_stop(finish))
             return Completion(answer=answer, usage=usage, text=text, served_model=MODEL, finish_reason=finish)
         message = {"role": "assistant", "content": text, "refusal": None}
         choices = [

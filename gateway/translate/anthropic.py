@@ -188,7 +188,6 @@ def _answer(message: _Message, blocks: list[_Block]) -> Answer:
         stop=stop,
         stop_sequence=message.stop_sequence,
         stop_category=details.category,
-        model=message.model,
     )
 
 

@@ -61,7 +61,7 @@ def write_answer(completion: Completion, frame: Frame) -> Json:
         "id": f"msg_{frame.id}",
         "type": "message",
         "role": "assistant",
-        "model": answer.model or completion.served_model or frame.model,
+        "model": completion.served_model or frame.model,
         "content": content,
         **_stopped(finish, calls=calls, refused=refused),
         "usage": _usage(completion.usage or Usage(frame.input_tokens, 0)),

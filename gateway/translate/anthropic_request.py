@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.translate import fields
 from gateway.types import (
     Block,
     ChatRequest,
@@ -50,27 +51,27 @@ _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 def read_request(request: ChatRequest) -> Prompt:
     """A client's messages request in the neutral form. Raises `InvalidRequest` for parts that are none."""
     body = request.body
-    config = _object(body, "output_config")
-    thinking = _object(body, "thinking")
-    choice = _object(body, "tool_choice")
-    tools = _list(body, "tools")
+    config = fields.object_(body, "output_config")
+    thinking = fields.object_(body, "thinking")
+    choice = fields.object_(body, "tool_choice")
+    tools = fields.list_(body, "tools")
     system = tuple(_system(body.get("system"), "system"))
     return Prompt(
-        messages=((Message("system", system),) if system else ()) + tuple(_messages(_list(body, "messages"))),
+        messages=((Message("system", system),) if system else ()) + tuple(_messages(fields.list_(body, "messages"))),
         stream=request.stream,
         max_output=request.max_output,
-        temperature=_number(body, "temperature"),
-        top_p=_number(body, "top_p"),
-        top_k=_integer(body, "top_k"),
+        temperature=fields.number(body, "temperature"),
+        top_p=fields.number(body, "top_p"),
+        top_k=fields.integer(body, "top_k"),
         stop=_stops(body),
         tools=tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools) if not _is_server_tool(tool)),
         tool_choice=_choice(choice),
         parallel_tools=False if choice.get("disable_parallel_tool_use") is True else None,
         output=_output(config.get("format") or body.get("output_format")),
         effort=_effort(thinking, config),
-        thinking_budget=_integer(thinking, "budget_tokens") if thinking.get("type") == "enabled" else None,
-        end_user=_string(_object(body, "metadata"), "user_id"),
-        service_tier=_TIERS.get(_string(body, "service_tier") or ""),
+        thinking_budget=fields.integer(thinking, "budget_tokens") if thinking.get("type") == "enabled" else None,
+        end_user=fields.string(fields.object_(body, "metadata"), "user_id"),
+        service_tier=_TIERS.get(fields.string(body, "service_tier") or ""),
         others=tuple(_others(body, config, tools)),
         vital=tuple(_vital(body, tools)),
     )
@@ -138,7 +139,7 @@ def _block(block: Any, where: str) -> Block:
         case {"type": "document", "source": dict(source)}:
             return _document(block, source, where, cached=cached)
         case {"type": "thinking", "thinking": str(text)}:
-            return Thinking(text, _string(block, "signature") or None)
+            return Thinking(text, fields.string(block, "signature") or None)
         case {"type": "redacted_thinking", "data": str(data)}:
             return RedactedThinking(data)
         case {"type": "tool_use", "id": str(id_), "name": str(name), "input": dict(input_)}:
@@ -176,7 +177,7 @@ def _image(source: Json, where: str, *, cached: bool) -> Image | Foreign:
 
 
 def _document(block: Json, source: Json, where: str, *, cached: bool) -> Document | Foreign:
-    said = (_string(block, "title"), _string(block, "context"))  # both are there for the model to read
+    said = (fields.string(block, "title"), fields.string(block, "context"))  # both are there for the model to read
     title = ": ".join(part for part in said if part) or None
     match source:
         case {"type": "base64", "media_type": str(media_type), "data": str(data)}:
@@ -203,14 +204,14 @@ def _is_server_tool(tool: Any) -> bool:
 def _tool(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict):
         raise InvalidRequest(f"'{where}' is not a tool.", param=where)
-    name, schema, strict = _string(tool, "name"), tool.get("input_schema"), tool.get("strict")
+    name, schema, strict = fields.string(tool, "name"), tool.get("input_schema"), tool.get("strict")
     if not name:
         raise InvalidRequest(f"'{where}.name' is required.", param=f"{where}.name")
     if schema is not None and not isinstance(schema, dict):
         raise InvalidRequest(f"'{where}.input_schema' is an object.", param=f"{where}.input_schema")
     return Tool(
         name=name,
-        description=_string(tool, "description"),
+        description=fields.string(tool, "description"),
         parameters=schema,
         strict=strict if isinstance(strict, bool) else None,
         cached=isinstance(tool.get("cache_control"), dict),
@@ -236,9 +237,9 @@ def _effort(thinking: Json, config: Json) -> str | None:
         case "disabled" | "between_tools":
             return "none"
         case "adaptive":
-            return _string(config, "effort") or _DEFAULT_EFFORT
+            return fields.string(config, "effort") or _DEFAULT_EFFORT
         case None | "enabled":
-            return _string(config, "effort")
+            return fields.string(config, "effort")
     raise InvalidRequest("'thinking.type' is 'adaptive', 'enabled' or 'disabled'.", param="thinking.type")
 
 
@@ -252,42 +253,7 @@ def _output(format_: Any) -> OutputFormat | None:
 
 
 def _stops(body: Json) -> tuple[str, ...]:
-    stops = _list(body, "stop_sequences")
+    stops = fields.list_(body, "stop_sequences")
     if not all(isinstance(each, str) for each in stops):
         raise InvalidRequest("'stop_sequences' is a list of strings.", param="stop_sequences")
     return tuple(stops)
-
-
-def _object(body: Json, name: str) -> Json:
-    value = body.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise InvalidRequest(f"'{name}' is an object.", param=name)
-    return value or {}
-
-
-def _list(body: Json, name: str) -> list[Any]:
-    value = body.get(name)
-    if value is not None and not isinstance(value, list):
-        raise InvalidRequest(f"'{name}' is a list.", param=name)
-    return value or []
-
-
-def _number(body: Json, name: str) -> float | None:
-    value = body.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise InvalidRequest(f"'{name}' is a number.", param=name)
-    return value
-
-
-def _integer(body: Json, name: str) -> int | None:
-    value = _number(body, name)
-    if value is not None and not isinstance(value, int):
-        raise InvalidRequest(f"'{name}' is an integer.", param=name)
-    return value
-
-
-def _string(body: Json, name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequest(f"'{name}' is a string.", param=name)
-    return value

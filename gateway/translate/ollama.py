@@ -327,7 +327,8 @@ def read_answer(body: bytes, *, native: bool = False) -> Completion:
     text = message.text
     return Completion(
         answer=Answer(
-            content=(*content, *calls), stop=_stop(answer.done_reason, called=bool(calls)), model=answer.model
+            content=(*content, *calls),
+            stop=_stop(answer.done_reason, called=bool(calls)),
         ),
         usage=_usage(answer, said=bool(text)),
         text=text,

@@ -176,7 +176,7 @@ def _with_known_reasons(data: bytes) -> bytes:
 
 def _neutral(answer: _Answer) -> Answer:
     if not answer.choices:
-        return Answer(content=(), stop=Stop.END, model=answer.model)
+        return Answer(content=(), stop=Stop.END)
     choice = answer.choices[0]
     message = choice.message
     content: list[Block] = []
@@ -189,7 +189,7 @@ def _neutral(answer: _Answer) -> Answer:
     for index, call in enumerate(message.tool_calls or ()):
         function = call.function or _Function()
         content.append(ToolCall(call.id or _call_id(answer.id, index), function.name or "", function.arguments or ""))
-    return Answer(content=tuple(content), stop=_stop(choice.finish_reason), model=answer.model)
+    return Answer(content=tuple(content), stop=_stop(choice.finish_reason))
 
 
 def _stop(finish_reason: str | None) -> Stop:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.translate import fields
 from gateway.types import (
     Audio,
     Block,
@@ -49,20 +50,20 @@ def read_request(request: ChatRequest) -> Prompt:
         messages=tuple(_messages(body["messages"])),
         stream=request.stream,
         max_output=request.max_output,
-        temperature=_number(body, "temperature"),
-        top_p=_number(body, "top_p"),
-        top_k=_integer(body, "top_k"),
+        temperature=fields.number(body, "temperature"),
+        top_p=fields.number(body, "top_p"),
+        top_k=fields.integer(body, "top_k"),
         stop=_stop(body.get("stop")),
-        seed=_integer(body, "seed"),
-        frequency_penalty=_number(body, "frequency_penalty"),
-        presence_penalty=_number(body, "presence_penalty"),
+        seed=fields.integer(body, "seed"),
+        frequency_penalty=fields.number(body, "frequency_penalty"),
+        presence_penalty=fields.number(body, "presence_penalty"),
         tools=tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.get("tools") or ())),
         tool_choice=_tool_choice(body.get("tool_choice")),
-        parallel_tools=_boolean(body, "parallel_tool_calls"),
+        parallel_tools=fields.boolean(body, "parallel_tool_calls"),
         output=_output(body.get("response_format")),
-        effort=_string(body, "reasoning_effort"),
-        end_user=_string(body, "safety_identifier") or _string(body, "user"),
-        service_tier=_string(body, "service_tier"),
+        effort=fields.string(body, "reasoning_effort"),
+        end_user=fields.string(body, "safety_identifier") or fields.string(body, "user"),
+        service_tier=fields.string(body, "service_tier"),
         n=request.n,
         others=tuple(
             name for name, value in body.items()
@@ -247,31 +248,3 @@ def _stop(stop: Any) -> tuple[str, ...]:
     if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
         raise InvalidRequest("'stop' is a string or a list of strings.", param="stop")
     return tuple(each for each in stops if each)
-
-
-def _number(body: Json, name: str) -> float | None:
-    value = body.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise InvalidRequest(f"'{name}' is a number.", param=name)
-    return value
-
-
-def _integer(body: Json, name: str) -> int | None:
-    value = _number(body, name)
-    if value is not None and not isinstance(value, int):
-        raise InvalidRequest(f"'{name}' is an integer.", param=name)
-    return value
-
-
-def _boolean(body: Json, name: str) -> bool | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"'{name}' is true or false.", param=name)
-    return value
-
-
-def _string(body: Json, name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequest(f"'{name}' is a string.", param=name)
-    return value

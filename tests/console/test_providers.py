@@ -125,6 +125,20 @@ def test_credentials_that_no_key_opens(ada, world: World):
     assert credentials(world)["api_key"] == "sk-again"
 
 
+def test_nor_do_they_go_to_another_host(ada, world: World):
+    """They may open again, with an old key that is given back."""
+    Provider.objects.filter(slug="upstream").update(credentials="gibberish")
+    response = change(ada, world, base_url="https://other.example/v1")
+    assert set(response.context["adminform"].form.errors) == {"api_key", "headers"}
+    assert Provider.objects.get(slug="upstream").base_url == "http://127.0.0.1:9/v1"
+
+
+def test_headers_that_frame_a_request_are_not_taken(ada, world: World):
+    response = change(ada, world, headers="Content-Length: 5")
+    assert "The gateway sets these itself" in errors(response)
+    assert credentials(world) == STORED
+
+
 # ── what is defined elsewhere ───────────────────────────────────────────────────────────────────────────────────────
 
 

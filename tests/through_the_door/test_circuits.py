@@ -9,6 +9,7 @@ import pytest
 from gateway.circuits import FAILURES, LONGEST_OPEN, OPEN
 from gateway.circuits_redis import RedisCircuits
 from tests.support.answers import assert_error
+from tests.support.dialect_registry import serve
 from tests.support.upstream import delta, hangs, refuses, says, sends, waits_for
 from tests.support.world import make_deployment, make_group
 
@@ -64,6 +65,19 @@ def test_the_only_one_is_not_asked_while_it_is_open(gateway, model, alice, upstr
     assert gateway.metric('ailb_circuit_state{deployment="gpt-test"}') == 1
     assert gateway.chat(alice, stream=stream).status == 200
     assert gateway.metric('ailb_circuit_state{deployment="gpt-test"}') == 0
+
+
+def test_a_prompt_is_counted_by_us_while_it_is_open(gateway, committed, alice, upstream):
+    provider = serve(upstream, "anthropic")
+    upstream.always(refuses(500))
+    for _ in range(FAILURES):
+        assert gateway.chat(alice, model="the-model").status == 502
+    before = len(upstream.requests)
+    body = {"model": "the-model", "messages": [{"role": "user", "content": "Hi"}]}
+    answer = gateway.send("POST", "/v1/messages/count_tokens", key=alice, json=body)
+    assert answer.status == 200
+    assert answer.body["input_tokens"] > 0
+    assert len(upstream.requests) == before, provider.kind
 
 
 @pytest.mark.parametrize("status", [429, 503])

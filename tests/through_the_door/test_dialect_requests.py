@@ -108,6 +108,8 @@ class TestParametersWithoutAWord:
     def test_refused_at_the_messages_door(self, gateway, alice, upstream, stream, refusing):
         serve(upstream, "openai")
         refused(gateway, ANTHROPIC, ANTHROPIC.ask(gateway, alice, Ask(stream=stream), top_k=40), upstream, "top_k")
+        heard = ANTHROPIC.ask(gateway, alice, Ask(stream=stream), stop_sequences=["a", "b", "c", "d", "e"])
+        refused(gateway, ANTHROPIC, heard, upstream, "stop_sequences")
 
     def test_nothing_is_refused_that_says_nothing(self, gateway, alice, upstream, refusing):
         provider = serve(upstream, "anthropic")

@@ -889,7 +889,9 @@ class TestReadAnswer:
             ToolCall("u", "g", "{}"),
         )  # fmt: skip
         assert answer.stop is Stop.TOOL_CALLS
-        assert answer.model == "claude-x"
+
+    def test_the_model_that_served(self):
+        assert read_answer(json.dumps(message(text("Hi"))).encode(), native=False).served_model == "claude-x"
 
     def test_everything_that_costs_is_text(self):
         body = message({"type": "thinking", "thinking": "hm "}, text("Hi "), tool_use("t", "f", {"a": 1}))
@@ -1112,8 +1114,11 @@ class TestEvents:
 
 
 class TestWriteAnswer:
-    def told(self, *content: Any, stop: Stop = Stop.END, usage: Usage | None = None, **fields: Any) -> dict[str, Any]:
-        completion = Completion(answer=Answer(content=content, stop=stop, **fields), usage=usage, text="")
+    def told(
+        self, *content: Any, stop: Stop = Stop.END, usage: Usage | None = None, served: str | None = None, **fields: Any
+    ) -> dict[str, Any]:
+        answer = Answer(content=content, stop=stop, **fields)
+        completion = Completion(answer=answer, usage=usage, text="", served_model=served)
         body = write_answer(completion, FRAME)
         SdkMessage.model_validate(body)
         decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(body))
@@ -1134,7 +1139,7 @@ class TestWriteAnswer:
     def test_blocks(self):
         body = self.told(
             Thinking("hm"), Thinking("so", "sig"), RedactedThinking("d"), Text(""), ToolCall("t", "f", '{"a":1}'),
-            ToolCall("u", "g", ""), model="served",
+            ToolCall("u", "g", ""), served="served",
         )  # fmt: skip
         assert body["content"] == [
             {"type": "thinking", "thinking": "hm", "signature": ""},
