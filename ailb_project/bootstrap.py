@@ -11,7 +11,9 @@ from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
 from billing import pricebook
-from gateway import environment, first_run, liveness, providers, recovery
+from billing.counters import redis as counters
+from billing.models import Budget
+from gateway import config_file, environment, first_run, liveness, providers, recovery
 
 log = structlog.get_logger()
 
@@ -23,7 +25,8 @@ class StartRefused(Exception):
 
 
 def prepare(*, workers: int) -> str | None:
-    """Migrate, apply the environment, make first-run secrets, close what dead processes held.
+    """Migrate, apply the configuration file and the environment, make first-run secrets, close what dead processes
+    held.
 
     Returns what a first start has to show. Raises `StartRefused`.
     """
@@ -33,9 +36,11 @@ def prepare(*, workers: int) -> str | None:
         _migrate()
         _refuse_second_process(workers)
         pricebook.seed_prices()
+        _apply_config_file()
         environment.apply(settings.ENV)
         text = first_run.prepare(settings.ENV)
         recovery.recover(data_dir=settings.DATA_DIR)
+        counters.read_anew(budget.terms() for budget in Budget.objects.all())
         if workers == 1:
             liveness.sign_on_early(data_dir=settings.DATA_DIR)
     return text
@@ -61,6 +66,17 @@ def _migrate() -> None:
     executor = MigrationExecutor(connection)
     if executor.migration_plan(executor.loader.graph.leaf_nodes()):
         call_command("migrate", interactive=False, verbosity=0)
+
+
+def _apply_config_file() -> None:
+    """Before the environment, whose demo provider stays away where the file has models."""
+    if settings.ENV.AILB_CONFIG is None:
+        return
+    try:
+        changes = config_file.apply(settings.ENV.AILB_CONFIG)
+    except config_file.ConfigError as error:
+        raise StartRefused(f"AILB_CONFIG: {error}") from None
+    log.info("configuration_file_applied", file=str(settings.ENV.AILB_CONFIG), changes=len(changes))
 
 
 def _refuse_second_process(workers: int) -> None:

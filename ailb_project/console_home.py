@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from ailb_project.console import actor_of, sees
 from billing import periods, spending
+from billing.models import Alert
 from gateway.models import Provider
 from keys import policy, selectors
 from keys.actors import Actor
@@ -32,11 +33,13 @@ def home(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         cards.append(_card("Enabled providers", Provider.objects.filter(enabled=True).count(), "gateway_provider"))
     if (spent := _spent(actor)) is not None:
         cards.append(_card("Spent this month", f"${spent:,.2f}", "billing_ledgerentry"))
+    if sees(request, "billing.alert") and (unseen := Alert.objects.filter(acknowledged_at=None).count()):
+        cards.append(_card("Alerts to see to", unseen, "billing_alert", "?acknowledged=no"))
     return {**context, "cards": cards}
 
 
-def _card(title: str, value: Any, model: str) -> dict[str, Any]:
-    return {"title": title, "value": value, "link": reverse(f"admin:{model}_changelist")}
+def _card(title: str, value: Any, model: str, query: str = "") -> dict[str, Any]:
+    return {"title": title, "value": value, "link": reverse(f"admin:{model}_changelist") + query}
 
 
 def _spent(actor: Actor) -> Decimal | None:

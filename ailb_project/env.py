@@ -5,10 +5,12 @@ with one line that names the setting, what it got and what it takes. Any secret 
 """
 
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import unquote, urlsplit
 
 import dj_database_url
 from cryptography.fernet import Fernet
@@ -56,6 +58,12 @@ class Env(BaseSettings):
         description="Comma-separated models that it serves; none named: all that it has, asked each minute",
     )
 
+    AILB_CONFIG: Path | None = Field(
+        None,
+        description="A YAML file that defines providers, deployments, groups, weights, teams, keys, limits, "
+        "budgets and policies, applied at each start (config-file.md)",
+    )
+
     ROUTING_STRATEGY: Strategy = Field("load_balanced", description="Order in which deployments of a model are tried")
     ENABLE_MEMORY: bool = Field(True, description="`session_id` gives a conversation memory")
     ENABLE_RAG: bool = Field(True, description="`rag_collection` adds passages of a collection")
@@ -101,6 +109,15 @@ class Env(BaseSettings):
     AILB_METRICS_TOKEN: SecretStr | None = Field(
         None, description="Bearer token of /metrics for callers that are not on loopback"
     )
+    AILB_EMAIL_URL: SecretStr | None = Field(
+        None,
+        description="smtp://user:password@host:port, smtp+tls://… (STARTTLS) or smtps://… (TLS): the server that sends "
+        "alerts by e-mail; without it none are sent",
+    )
+    AILB_EMAIL_FROM: str = Field("ailb@localhost", description="Sender of e-mails")
+    AILB_ALERT_EMAILS: CommaSeparated = Field(
+        (), description="Comma-separated addresses that alerts are sent to, by AILB_EMAIL_URL"
+    )
     AILB_UNPRICED: Literal["block", "allow"] = Field(
         "block", description="A model without a price under a dollar budget: refused with 402, or served"
     )
@@ -112,8 +129,19 @@ class Env(BaseSettings):
     AILB_DEMO: Literal["auto", "echo"] = Field(
         "auto", description="What `ailb-demo` is: a small model where its packages are installed, or always an echo"
     )
+    AILB_BUDGETS_WITHOUT_REDIS: Literal["lease", "refuse"] = Field(
+        "lease",
+        description="Requests under a budget while Redis is away: served of what their process has leased of it, with "
+        "503 once that is used up, or all refused with 503",
+    )
     AILB_DATABASE_GRACE_SECONDS: float = Field(
         900.0, ge=0, description="How long known keys keep working while the database is out of reach"
+    )
+    AILB_REQUEST_TIMEOUT_SECONDS: float = Field(
+        600.0, ge=0.05, le=3600, description="Until a request's first content, or its whole plain answer, all attempts"
+    )
+    AILB_RETRIES: int = Field(
+        1, ge=0, le=10, description="How often a deployment that broke is asked again where there is no other"
     )
     AILB_SHUTDOWN_SECONDS: float = Field(
         30.0, ge=0, description="How long requests in flight may take to end after SIGTERM"
@@ -127,6 +155,7 @@ class Env(BaseSettings):
         "AILB_ALLOWED_HOSTS",
         "AILB_CSRF_ORIGINS",
         "AILB_CORS_ORIGINS",
+        "AILB_ALERT_EMAILS",
         mode="before",
     )
     @classmethod
@@ -190,6 +219,21 @@ class Env(BaseSettings):
             raise ValueError("redis://host:port/number")
         return value
 
+    @field_validator("AILB_EMAIL_URL")
+    @classmethod
+    def _email(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            mail_server(value.get_secret_value())
+        return value
+
+    @field_validator("AILB_EMAIL_FROM", "AILB_ALERT_EMAILS")
+    @classmethod
+    def _addresses(cls, value: Any) -> Any:
+        for address in (value,) if isinstance(value, str) else value:
+            if not re.fullmatch(r"[^@\s,<>]+@[^@\s,<>]+", address):
+                raise ValueError("e-mail addresses, such as ops@example.com")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -233,6 +277,8 @@ def load() -> Env:
         env = Env()
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
+    if env.AILB_ALERT_EMAILS and env.AILB_EMAIL_URL is None:
+        raise SettingsError("AILB_EMAIL_URL: got nothing; takes smtp://host:port, since AILB_ALERT_EMAILS is set")
     return _with_secrets(env)
 
 
@@ -251,6 +297,24 @@ def _parts(value: SecretStr | None) -> list[str]:
 def encryption_keys(env: Env) -> list[str]:
     """Fernet keys, newest first."""
     return _parts(env.AILB_ENCRYPTION_KEYS)
+
+
+_MAIL_PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
+
+
+def mail_server(url: str) -> dict[str, Any]:
+    """Django's settings of the server. Raises `ValueError`."""
+    parts = urlsplit(url)
+    if parts.scheme not in _MAIL_PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("smtp://, smtp+tls:// or smtps://, then user:password@ where it wants them, host and port")
+    return {
+        "EMAIL_HOST": parts.hostname,
+        "EMAIL_PORT": parts.port or _MAIL_PORTS[parts.scheme],
+        "EMAIL_HOST_USER": unquote(parts.username or ""),
+        "EMAIL_HOST_PASSWORD": unquote(parts.password or ""),
+        "EMAIL_USE_TLS": parts.scheme == "smtp+tls",
+        "EMAIL_USE_SSL": parts.scheme == "smtps",
+    }
 
 
 def database(env: Env) -> dict[str, Any]:

@@ -12,7 +12,11 @@ class Job(NamedTuple):
 
 JOBS = (
     Job("gateway.tasks.recover", 5.0),
+    Job("billing.tasks.watch_budgets", 5.0),
+    Job("billing.tasks.deliver_alerts", 5.0),
     Job("keys.tasks.record_last_used", 15.0),
     Job("gateway.tasks.discover_models", 60.0),
+    Job("billing.tasks.verify_counters", 86400.0),
     Job("gateway.tasks.forget_old_processes", 3600.0),
+    Job("gateway.tasks.condense_statistics", 600.0),
 )

@@ -160,7 +160,20 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
+    # Fields of the same name that take different choices.
+    "ENUM_NAME_OVERRIDES": {
+        "KindEnum": "gateway.providers.kinds",
+        "StatusEnum": ["healthy", "warning", "exceeded"],
+        "AlertKindEnum": "billing.models.alerts.AlertKind",
+        "DeliveryStatusEnum": "billing.models.alerts.DeliveryStatus",
+    },
 }
+
+if ENV.AILB_EMAIL_URL is not None:
+    globals().update(environment.mail_server(ENV.AILB_EMAIL_URL.get_secret_value()))
+EMAIL_TIMEOUT = 5  # seconds: the other jobs wait
+DEFAULT_FROM_EMAIL = ENV.AILB_EMAIL_FROM
+ALERT_EMAILS = list(ENV.AILB_ALERT_EMAILS)
 
 CELERY_BROKER_URL = ENV.REDIS_URL.get_secret_value() if ENV.REDIS_URL else None
 CELERY_TASK_SERIALIZER = "json"

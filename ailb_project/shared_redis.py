@@ -5,8 +5,8 @@ batch of scripts and its replies: 24 µs of CPU for a call alone, 6 among eight,
 55. The connections themselves are redis-py's: addresses, TLS, passwords and the wire are its work.
 
 Redis 6 or later; one server or a primary with replicas, no cluster; its `maxmemory-policy` must be `noeviction`.
-Redis that is slow or gone costs a call at most `_CEILING` seconds; while it is gone calls fail at once, and one in a
-while goes through to see whether it is back.
+Redis that is slow or gone costs a call at most `_CEILING` seconds, and the first on a connection `_CONNECT`. While it
+is gone calls fail at once: no request tries whether it is back, a probe of our own does.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from itertools import islice
 from typing import Any
 
@@ -25,14 +25,17 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
+from gateway.metrics import REDIS_UP
+
 log = structlog.get_logger()
 
 PREFIX = "ailb"
 """Every key begins with it. Two installations on one server need a database number each."""
-_CEILING = 0.2  # seconds an exchange may take, connecting and one more try included
-_CONNECT = 0.1
+_CEILING = 0.08  # seconds an exchange may take: tens of milliseconds, and more than a fork of a large Redis stalls it
+_GLANCE = 0.01  # seconds more, so that a loop that was busy itself reads what has come meanwhile
+_CONNECT = 0.2  # seconds an exchange may take that has to connect and to load the scripts first
 _LANES = 4  # exchanges under way at once: enough that none waits on a network's round trip, few enough to fill batches
-_PROBE = 0.25  # seconds between two tries while Redis is gone
+_PROBE = 0.25  # seconds between two probes while Redis is gone
 _COMPLAIN = 10.0  # seconds between two log lines about the same refusal of Redis
 _BATCH = 256  # commands of an outbox in one script: a few milliseconds of Redis's time
 _MOST_WAITING = 100_000  # commands an outbox keeps while Redis is gone, ~300 bytes each
@@ -199,8 +202,16 @@ class SharedRedis:
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._down = False
-        self._next_probe = 0.0
+        self._told_up = False
+        self._probe: asyncio.TimerHandle | None = None
         self._complained: dict[str, float] = {}
+        self.on_return: list[Callable[[], None]] = []
+        """Called when Redis answers again, before anything else is asked of it."""
+
+    @property
+    def is_down(self) -> bool:
+        """Whether calls fail at once."""
+        return self._down
 
     def script(self, source: str) -> Script:
         """Make a script known, so that every connection loads it."""
@@ -216,7 +227,8 @@ class SharedRedis:
         """
         loop = asyncio.get_running_loop()
         call = _Call(script, _encode(arguments), loop.create_future(), orphaned)
-        if self._down and not self._may_probe():
+        if self._down:
+            self._keep_probing()
             call.fail()
             return call.future
         self._waiting.append(call)
@@ -235,35 +247,47 @@ class SharedRedis:
 
     async def close(self) -> None:
         """Finish what is under way and let go of the connections; a later call opens them again."""
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
         while self._tasks:
             await asyncio.wait(set(self._tasks))
         for lane in self._free:
             await lane.close()
 
-    def _may_probe(self) -> bool:
-        now = time.monotonic()
-        if now < self._next_probe:
-            return False
-        self._next_probe = now + _PROBE
-        return True
+    def _keep_probing(self) -> None:
+        if self._probe is None:
+            self._probe = asyncio.get_running_loop().call_later(_PROBE, self._try_again)
+
+    def _try_again(self) -> None:
+        self._probe = None
+        if self._down and self._free:
+            self._start(self._probed(self._free.pop()))
+
+    async def _probed(self, lane: _Lane) -> None:
+        """Connect anew, for which the server has to answer."""
+        await lane.close()
+        await self._serve(lane, [])
 
     def _dispatch(self) -> None:
         self._scheduled = False
-        if not self._free:
+        if not self._free or self._down:
             return
         calls = [call for outbox in self._outboxes if (call := outbox.next_call()) is not None]
         calls += self._waiting
         self._waiting = []
         if not calls:
             return
-        task = asyncio.get_running_loop().create_task(self._serve(self._free.pop(), calls))
+        self._start(self._serve(self._free.pop(), calls))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, lane: _Lane, calls: list[_Call]) -> None:
         try:
-            async with asyncio.timeout(_CEILING):
-                await _exchange(lane, calls)
+            await _exchange(lane, calls)
         except (OSError, RedisError) as error:  # a timeout is an OSError too
             await lane.close()
             self._went_down(error)
@@ -278,8 +302,9 @@ class SharedRedis:
     def _went_down(self, error: Exception) -> None:
         if not self._down:
             log.error("redis_unreachable", error=type(error).__name__)
-        self._down = True
-        self._next_probe = time.monotonic() + _PROBE
+            REDIS_UP.set(0)
+        self._down, self._told_up = True, False
+        self._keep_probing()
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             call.fail()
@@ -287,7 +312,12 @@ class SharedRedis:
     def _came_up(self) -> None:
         if self._down:
             log.info("redis_reachable_again")
-        self._down = False
+            self._down = False
+            for returned in self.on_return:
+                returned()
+        if not self._told_up:
+            self._told_up = True
+            REDIS_UP.set(1)
 
     def _complain(self, error: Exception) -> None:
         """Redis answers, with a refusal: full, read-only, a script that fails. Not a line a request."""
@@ -298,15 +328,28 @@ class SharedRedis:
 
 
 async def _exchange(lane: _Lane, calls: list[_Call]) -> None:
-    kept = lane.is_open
-    try:
-        await lane.exchange(calls)
-    except (OSError, RedisConnectionError):
-        if not kept:
+    if lane.is_open:
+        try:
+            await _within(_CEILING, lane.exchange(calls))
+            return
+        except TimeoutError:
             raise
-        # The server may have closed a connection that lay idle, or restarted: once more on a new one.
-        await lane.close()
-        await lane.exchange([call for call in calls if not call.answered])
+        except (OSError, RedisConnectionError):
+            # The server may have closed a connection that lay idle, or restarted: once more on a new one.
+            await lane.close()
+    await _within(_CONNECT, lane.exchange([call for call in calls if not call.answered]))
+
+
+async def _within(seconds: float, exchange: Coroutine[Any, Any, None]) -> None:
+    """Raises `TimeoutError` where it takes longer."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        # Not the limit itself: where our own loop was held up the reply may be there, unread.
+        timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + _GLANCE))
+        try:
+            await exchange
+        finally:
+            timer.cancel()
 
 
 class Outbox:

@@ -1,4 +1,4 @@
-"""The two C programs of a run: compiled when their source is newer, and the load generator called."""
+"""The C programs of a run: compiled when their source is newer, and the load generator called."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class LoadResult(msgspec.Struct, frozen=True):
 
 
 def build() -> None:
-    """Compiles upstream.c and load.c into benchmarks/build."""
+    """Compiles the C programs into benchmarks/build."""
     BUILD.mkdir(exist_ok=True)
-    for name in ("upstream", "load"):
+    for name in ("upstream", "load", "streams"):
         source, program = FOLDER / f"{name}.c", BUILD / name
         if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
             subprocess.run(["cc", "-O2", "-Wall", "-o", program, source], check=True)

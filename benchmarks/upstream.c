@@ -37,6 +37,7 @@ enum {
     MAX_HEAD = 65536,
     MAX_BODY = 32 << 20, /* AILB refuses bodies over 20 MiB, so none that it forwards comes near */
     ID_LENGTH = 29,      /* what follows "chatcmpl-" in OpenAI's ids; here "msg_" too */
+    STAMP_LENGTH = 16,
     PROMPT_TOKENS = 112,
     PLAIN_TOKENS = 6,
     MAX_EVENTS = 256,
@@ -44,10 +45,12 @@ enum {
 
 /* Overwritten with a fresh one in every answer. */
 #define ID "00000000000000000000000000000"
+/* Overwritten in every chunk of OpenAI's with the moment it was sent: nanoseconds of CLOCK_MONOTONIC, in hexadecimal. */
+#define STAMP "0000000000000000"
 #define MODEL "gpt-4o-mini-2024-07-18"
 #define CLAUDE "claude-haiku-4-5-20251001"
 #define LLAMA "llama3.2"
-#define FINGERPRINT "fp_44709d6fcb"
+#define FINGERPRINT "fp_" STAMP
 
 static const char *WORDS[] = {
     "A",      " gateway", " stands",  " between", " an",     " organ", "isation", "'s",     " programs", " and",
@@ -57,11 +60,12 @@ static const char *WORDS[] = {
 enum { WORD_COUNT = sizeof WORDS / sizeof *WORDS };
 #define PLAIN_TEXT "It keeps the ledger."
 
-/* Bytes that can be sent as they are once a fresh id is written at `id_at`; 0 where they hold none. */
+/* Bytes that can be sent as they are once a fresh id is written at `id_at` and the time at `stamp_at`; 0 where they
+ * hold none. */
 struct piece {
     char *bytes;
     size_t length;
-    size_t id_at;
+    size_t id_at, stamp_at;
 };
 
 /* A stream, ready to send: its head is in front of the first piece, its end behind the last. */
@@ -122,6 +126,8 @@ static struct piece piece_of(const char *head, const char *body, const char *tai
     sprintf(piece.bytes, "%s%s%s", head, body, tail);
     char *id = strstr(piece.bytes, ID);
     piece.id_at = id ? (size_t)(id - piece.bytes) : 0;
+    char *stamp = strstr(piece.bytes, "\"" FINGERPRINT "\"");
+    piece.stamp_at = stamp ? (size_t)(stamp - piece.bytes) + strlen("\"fp_") : 0;
     return piece;
 }
 
@@ -316,7 +322,12 @@ static void append_text(struct connection *c, const char *text) { append(c, text
 
 static void append_piece(struct connection *c, const struct piece *piece) {
     append(c, piece->bytes, piece->length);
-    if (piece->id_at) memcpy(c->out + c->out_length - piece->length + piece->id_at, c->id, ID_LENGTH);
+    char *copy = c->out + c->out_length - piece->length;
+    if (piece->id_at) memcpy(copy + piece->id_at, c->id, ID_LENGTH);
+    if (piece->stamp_at) {
+        uint64_t now = now_ns();
+        for (int i = STAMP_LENGTH - 1; i >= 0; i--, now >>= 4) copy[piece->stamp_at + i] = "0123456789abcdef"[now & 15];
+    }
 }
 
 static void fresh_id(struct connection *c) {

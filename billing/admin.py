@@ -10,21 +10,55 @@ from django.http import HttpRequest
 from django.utils import timezone
 from unfold.contrib.filters.admin import BooleanRadioFilter, ChoicesDropdownFilter, FieldTextFilter
 from unfold.decorators import display
+from unfold.widgets import UnfoldAdminTextInputWidget
 
 from ailb_project.console import READ, ConsoleAdmin, LongList, actor_of, check_owner
 from ailb_project.console_fields import Days, Exactly, dollars, moment, money
 from billing import pricebook, pricing, selectors, services
+from billing.alerts import admin as alerts
 from billing.models import Budget, LedgerEntry, Price
 from billing.models.prices import PriceImport
 from keys import policy
 from keys.actors import Actor
 from security import audit
 
+__all__ = ["alerts"]
+
 _STATUS = {"healthy": "success", "warning": "warning", "exceeded": "danger"}
 _KINDS = {"hold": "info", "settlement": "success", "release": "warning", "adjustment": "primary"}
 
 
+class PercentsField(forms.CharField):
+    """A list of whole numbers, between commas."""
+
+    widget = UnfoldAdminTextInputWidget
+
+    def prepare_value(self, value: Any) -> Any:
+        return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return value
+        parts = [part.strip().removesuffix("%").strip() for part in (value or "").split(",") if part.strip()]
+        if not all(part.isascii() and part.isdecimal() for part in parts):
+            raise forms.ValidationError("Whole numbers with commas between them, such as 50, 80, 100.")
+        return sorted(map(int, parts))
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        try:
+            return (initial or []) != self.to_python(data)
+        except forms.ValidationError:
+            return True
+
+    def run_validators(self, value: Any) -> None:
+        """The model's own, of the list."""
+
+
 class BudgetForm(forms.ModelForm):
+    alert_thresholds = PercentsField(
+        required=False, help_text="Per cents of the limit at which to raise an alert, each once a period. Empty: none."
+    )
+
     def clean(self) -> Any:
         cleaned = super().clean()
         if {"scope", "owner"} <= self.cleaned_data.keys():
@@ -38,7 +72,7 @@ class BudgetAdmin(ConsoleAdmin):
     fixed = ("scope", "owner", "period")
     has_service = True
     form = BudgetForm
-    list_display = ("scope", "owner", "period", "dollars", "limit_tokens", "tz")
+    list_display = ("scope", "owner", "period", "dollars", "limit_tokens", "mode", "tz")
     list_display_links = ("scope", "owner")
     list_filter = (("scope", ChoicesDropdownFilter), ("period", ChoicesDropdownFilter))
     search_fields = ("owner",)
@@ -46,6 +80,8 @@ class BudgetAdmin(ConsoleAdmin):
     readonly_fields = ("status", "spent", "reserved", "resets")
     fieldsets = (
         (None, {"fields": ("scope", "owner", ("period", "tz"), ("limit_dollars", "limit_tokens"))}),
+        ("Custom period", {"fields": (("starts_on", "days", "repeats"),)}),
+        ("At the limit", {"fields": (("mode", "grace_percent"), "alert_thresholds")}),
         ("This period", {"fields": (("status", "spent"), ("reserved", "resets"))}),
     )
 

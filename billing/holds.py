@@ -87,8 +87,10 @@ class Holds:
         if caller.budgets:
             await self.counters.headroom(caller.budgets, datetime.fromtimestamp(arrived, UTC))
 
-    async def place(self, facts: Facts, request: ChatRequest, candidates: Sequence[Deployment], book: Book) -> "Hold":
-        """Reserve the most that `request` can cost at the dearest of `candidates`.
+    async def place(
+        self, facts: Facts, request: ChatRequest, candidates: Sequence[Deployment], book: Book, first: Deployment
+    ) -> "Hold":
+        """Reserve the most that `request` can cost at the dearest of `candidates`; `first` is tried first.
 
         The hold's request is the one to send: where the client set no output cap and a budget applies, it carries one.
         Raises `BudgetExceeded`, `UnpricedModel`, `RateLimited`, `RequestTooLargeForLimit`.
@@ -105,7 +107,7 @@ class Holds:
             gauge = await self._take_tokens(facts, estimate, size)
             held_tokens = size.for_limits if any(limit.tpm for limit in facts.caller.limits) else 0
             sent = estimate.capped(size.output) if facts.caller.budgets else request
-            hold = Hold(self, facts, sent, candidates[0], book, size, held_tokens, gauge)
+            hold = Hold(self, facts, sent, first, book, size, held_tokens, gauge)
             placed = True
         finally:
             if not placed:
@@ -237,6 +239,11 @@ class Hold:
         self._book = book
         self._size = size
         self._held_tokens = held_tokens
+        self._wasted = _NOTHING
+        """What attempts that did not answer cost."""
+        self._renewals = 0
+        self._renewed = Decimal(0)
+        """US dollars reserved for that."""
         self.request = request
         self.tokens_gauge = gauge
         self.settled = False
@@ -248,18 +255,59 @@ class Hold:
         """All that was held, for an answer of which nothing else is known."""
         return Usage(self._size.prompt, self._size.output * self.request.n, estimated=True)
 
+    @property
+    def request_id(self) -> str:
+        return self._facts.request_id
+
+    @property
+    def tokens(self) -> int:
+        """What a tokens-a-minute limit holds of it."""
+        return self._size.for_limits
+
+    def wasted(self, attempt: Attempt, deployment: Deployment, usage: Usage) -> Attempt:
+        """Add to the request's cost what an attempt cost that did not answer; returns the attempt with that."""
+        book = deployment.provider.price_book
+        price = self._book.find(book, deployment.upstream_model, deployment.name, self._facts.at)
+        cost = pricing.cost(price, usage) if price is not None else None
+        before = self._wasted
+        usd = before.usd + cost if before.usd is not None and cost is not None else None
+        self._wasted = Amount(usd, before.tokens + usage.total_tokens)
+        told = f"{cost:f}" if cost is not None else None
+        return msgspec.structs.replace(attempt, prompt_tokens=usage.prompt_tokens, cost_usd=told)
+
+    async def renew(self, *, rival: bool = False) -> None:
+        """Reserve, beside what is held for an answer, what attempts have cost meanwhile; for a `rival` of the one that
+        is running as much again as the request holds. Raises `BudgetExceeded`: there is no room for a further attempt.
+        """
+        budgets = self._facts.caller.budgets
+        wasted = (self._wasted.usd or Decimal(0)) - self._renewed
+        more = self._size.amount if rival else Amount(wasted, 0)
+        if not budgets or not (more.usd or more.tokens):
+            return
+        # Counted first: where the client leaves in between, `settle` gives back what may have been reserved.
+        self._renewals += 1
+        await self._holds.counters.hold(f"{self.request_id}/{self._renewals}", budgets, more, self._facts.at)
+        self._renewed += Decimal(0) if rival else wasted
+
     def settle(self, outcome: Outcome) -> Decimal | None:
-        """Give back what was held, count and write what it cost. Returns US dollars, None where no price is known."""
+        """Give back what was held, count and write what it cost, attempts that did not answer included. Returns US
+        dollars, None where no price is known.
+        """
         assert not self.settled
         self.settled = True
         usage = _bounded(outcome.usage) if outcome.usage is not None else None
         price = self._price(outcome) if usage is not None else None
-        cost = Decimal(0)
+        cost: Decimal | None = self._wasted.usd
         if usage is not None:
-            cost = pricing.cost(price, usage, outcome.service_tier) if price is not None else None  # type: ignore[assignment]
+            answer = pricing.cost(price, usage, outcome.service_tier) if price is not None else None
+            cost = None if answer is None else answer + (cost or Decimal(0))
+        elif self._wasted.tokens:
+            usage = Usage(self._wasted.tokens, 0, estimated=True)
         spent = Amount(cost, usage.total_tokens if usage is not None else 0)
         facts = self._facts
         self._holds.counters.settle(facts.request_id, _owners(facts.caller), spent, facts.at)
+        for number in range(self._renewals):
+            self._holds.counters.settle(f"{facts.request_id}/{number + 1}", _owners(facts.caller), _NOTHING, facts.at)
         if self._held_tokens:
             self._holds.limits.give_back_tokens(facts.caller.limits, self._held_tokens - spent.tokens)
         self._holds.writer.put(self._closing_row(outcome, usage, price, cost))

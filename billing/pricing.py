@@ -130,15 +130,14 @@ def cost(price: Price, usage: Usage, service_tier: str | None = None) -> Decimal
     then audio; reasoning, then audio), so an inconsistent report is read in the customer's favour and the totals
     stay the bound. A negative count is none.
     """
-    levels = price.levels
+    return _EXACT.scaleb(Decimal(_half_even(exact_cost(price, usage, service_tier))), -PLACES)
+
+
+def exact_cost(price: Price, usage: Usage, service_tier: str | None = None) -> int:
+    """`cost` before it is rounded, in 1e-18 US dollars."""
     prompt = usage.prompt_tokens
-    steps = levels.get(service_tier) or levels[None]
-    level = steps[-1]  # the base, which alone fits a negative count
-    for step in steps:
-        if prompt > step.above:
-            level = step
-            break
-    plain_in, cached, write_5m, write_1h, audio_in, plain_out, reasoning, audio_out, total = level.amounts
+    amounts = amounts_at(price, prompt, service_tier)
+    plain_in, cached, write_5m, write_1h, audio_in, plain_out, reasoning, audio_out, total = amounts
 
     left = prompt if prompt > 0 else 0
     if (count := usage.cached_tokens) > 0:
@@ -168,9 +167,17 @@ def cost(price: Price, usage: Usage, service_tier: str | None = None) -> Decimal
         part = count if count < left else left
         total += part * audio_out
         left -= part
-    total += left * plain_out
+    return total + left * plain_out
 
-    return _EXACT.scaleb(Decimal(_half_even(total)), -PLACES)
+
+def amounts_at(price: Price, prompt_tokens: int, service_tier: str | None = None) -> tuple[int, ...]:
+    """What a token of each kind costs in an answer to a prompt of this length, in `_Level`'s order and units."""
+    levels = price.levels
+    steps = levels.get(service_tier) or levels[None]
+    for step in steps:
+        if prompt_tokens > step.above:
+            return step.amounts
+    return steps[-1].amounts  # the base, which alone fits a negative count
 
 
 def ceiling(

@@ -83,7 +83,7 @@ def find_budget(*, actor: Actor, budget_id: int) -> Budget:
 def key_quotas(key_ids: Iterable[str]) -> dict[str, BudgetTerms]:
     """The monthly budgets of these keys, by key id."""
     rows = Budget.objects.filter(scope=Scope.KEY, owner__in=list(key_ids), period=Period.MONTHLY)
-    return {row.owner: row.terms() for row in rows}
+    return {row.owner: row.stated_terms() for row in rows}
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -140,7 +140,7 @@ def figures(terms: BudgetTerms, *, id: int | None) -> Figures:
         current_tokens=tokens,
         reserved=held,
         reserved_tokens=held_tokens,
-        resets_at=end,
+        resets_at=None if periods.is_once(terms.period) else end,
     )
 
 
@@ -154,7 +154,7 @@ def key_figures(key_id: str) -> Figures:
 
 def budget_figures(budget: Budget) -> Figures:
     """A budget's current period."""
-    return figures(budget.terms(), id=budget.pk)
+    return figures(budget.stated_terms(), id=budget.pk)
 
 
 _OWNER_COLUMN = {Scope.KEY: "key_id", Scope.USER: "user_id", Scope.TEAM: "team"}
@@ -211,6 +211,8 @@ class UsageRow(msgspec.Struct, frozen=True):
     session_id: str | None
     tags: list[str]
     security_action: str | None
+    routing: dict[str, Any] | None = None
+    """How the deployment that served was chosen, where there was a choice."""
     currency: str = "USD"
 
 
@@ -273,6 +275,7 @@ def _row(hold: LedgerEntry, later: Sequence[LedgerEntry]) -> UsageRow:
         unpriced=last.unpriced,
         estimated=last.estimated,
         attempts=_latest("attempts", later) or [],
+        routing=next((entry.detail["routing"] for entry in later if "routing" in entry.detail), None),
     )
 
 

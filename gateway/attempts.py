@@ -1,232 +1,513 @@
 """Trying a request's candidates in turn until one answers.
 
 Failover goes on until the first content; from then on a failure is the client's to see. Each attempt is kept for the
-ledger, and told to its deployment's circuit: one whose circuit is open by now is passed over.
+ledger, and told to its deployment's circuit: one whose circuit is open by now is passed over. Where the others are
+exhausted the last one may be asked again, after a pause. With hedging, one that is later than 19 in 20 of its answers
+gets a rival, and whoever answers first is heard.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
+from itertools import chain
 from time import perf_counter
+from typing import Any, TypeVar
 
-from billing.holds import counted
-from gateway import metrics, tokens
+from billing.holds import Hold, counted
+from gateway import metrics, retries, statistics, tokens
 from gateway.circuits import Pass
 from gateway.errors import (
+    BudgetExceeded,
     GatewayError,
     InvalidRequest,
+    RateLimited,
     UnsupportedParameter,
     UpstreamCredentialsRejected,
     UpstreamError,
+    UpstreamTimeout,
 )  # fmt: skip
+from gateway.exchange import Exchange
 from gateway.plane import Plane
-from gateway.planning import unhealthy
+from gateway.planning import Plan, unhealthy
 from gateway.providers.base import Prepared, Provider
-from gateway.types import Attempt, ChatRequest, Completion, Deployment, Dialect, StreamEvent
+from gateway.types import Attempt, ChatRequest, Completion, Deployment, Dialect, Limit, StreamEvent, Usage
+from keys.limits.base import Admission
+
+T = TypeVar("T", Completion, "LiveStream")
+
+Ask = Callable[["Try"], Coroutine[Any, Any, T]]
+
+_BYTES_PER_TOKEN = 4  # text's usual measure, for what a provider will bill of an attempt that told us nothing
+
+
+class Try:
+    """One call of one deployment, while it lasts."""
+
+    __slots__ = (
+        "admission", "call", "client", "deployment", "entry", "first", "left", "open", "seconds", "started",
+        "tokens_held", "usage", "way",
+    )  # fmt: skip
+
+    def __init__(self, deployment: Deployment, client: Provider, call: Prepared, way: Pass) -> None:
+        self.deployment = deployment
+        self.client = client
+        self.call = call
+        self.way = way
+        self.started = perf_counter()
+        self.open = True
+        self.first: float | None = None
+        """Seconds to the first content of a stream."""
+        self.seconds = 0.0
+        """To its end."""
+        self.entry = 0
+        """Where among the attempts it is written down, once it has ended."""
+        self.usage: Usage | None = None
+        """What it said of its tokens before its first content."""
+        self.admission: Admission | None = None
+        """Of the upstream's limits, and the tokens held there."""
+        self.left = False
+        self.tokens_held = 0
 
 
 class Attempts:
-    """The attempts of one request. `arrived` is its `perf_counter`; `named` gives the client's name of a parameter."""
+    """The attempts of one request."""
 
-    def __init__(self, plane: Plane, arrived: float, named: Callable[[str], str]) -> None:
+    def __init__(self, plane: Plane, exchange: Exchange, hold: Hold, plan: Plan) -> None:
         self._plane = plane
-        self._arrived = arrived
-        self._named = named
+        self._exchange = exchange
+        self._hold = hold
+        self._plan = plan
+        self._candidates: Iterator[Deployment] = iter(plan)
+        self._task = asyncio.current_task()
+        self._late = False
+        self._again = 0
+        """How often the last candidate was asked once more."""
+        self._running = 0
         self.made: list[Attempt] = []
+        self.last: Try | None = None
+        """The one that answered, or was last begun."""
+        self._heard: Try | None = None
+        """The one whose first event opened a stream."""
         self.sent_at: float | None = None
         """When the first upstream call began."""
-        self.dropped: tuple[str, ...] = ()
-        """Parameters, by OpenAI's names, that the one tried last was not told."""
-        self.deployment: Deployment | None = None
-        """The one that is being, or was last, tried."""
-        self._candidates: Sequence[Deployment] = ()
-        self._client: Provider
-        self._current: tuple[Deployment, float, Pass] | None = None
         self._failure: GatewayError | None = None
         """What the client is told where none answers: the last upstream's failure, else why none was asked."""
+        plane.failovers.earn()
+        plane.retries.earn()
 
     @property
     def number(self) -> int:
-        """Attempts so far, the current one included."""
-        return len(self.made) + (1 if self._current is not None else 0)
+        """Attempts so far, those that are running included."""
+        return len(self.made) + self._running
 
-    async def complete(self, request: ChatRequest, candidates: Sequence[Deployment]) -> Completion:
+    @property
+    def deployment(self) -> Deployment:
+        """The one that answered, or was last tried; before that the first candidate."""
+        return self.last.deployment if self.last is not None else self._plan.first
+
+    @property
+    def told(self) -> tuple[Deployment, tuple[str, ...]]:
+        """What headers name: the deployment that opened the stream, or answered, and the parameters, by OpenAI's names,
+        that it was not told.
+        """
+        attempt = self._heard or self.last
+        return (self._plan.first, ()) if attempt is None else (attempt.deployment, attempt.call.dropped)
+
+    @property
+    def dialect(self) -> Dialect:
+        """Of its upstream."""
+        assert self.last is not None
+        return self.last.client.dialect
+
+    async def complete(self) -> Completion:
         """The first plain answer. Raises the last candidate's `UpstreamError`, or `InvalidRequest` at once;
         `UnsupportedParameter` where no candidate can be asked for this at all, `NoHealthyDeployment` where none may be
-        asked now.
+        asked now, `RateLimited` where their own limits leave nothing.
         """
-        for call in self._tries(request, candidates):
-            try:
-                answer = await self._client.complete(call)
-            except InvalidRequest:
-                self._end("invalid_request", 400)
-                raise
-            except UpstreamError as error:
-                self._failed(error)
-            else:
-                self._plane.signals.answered(call.deployment.name, self._end_well())
-                return answer
-            finally:
-                self.end_open("cancelled", None)
-        assert self._failure is not None
-        raise self._failure
+        return await self._in_time(self._complete)
 
-    async def open_stream(
-        self,
-        request: ChatRequest,
-        candidates: Sequence[Deployment],
-        on_first_event: Callable[[], Awaitable[None]],
-    ) -> "LiveStream":
+    async def open_stream(self, on_first_event: Callable[[], Awaitable[None]]) -> "LiveStream":
         """The first stream that has content, or an orderly end without any.
 
         `on_first_event` is awaited when an upstream sent its first event. Raises as `complete` does.
         """
-        for call in self._tries(request, candidates):
-            source = self._client.stream(call)
-            begun: list[StreamEvent] = []
-            opened = False
-            try:
-                async for events in source:
-                    if not begun:
-                        await on_first_event()
-                    begun += events
-                    if any(event.content for event in events):
-                        break
-            except InvalidRequest:
-                self._end("invalid_request", 400)
+
+        async def opened(attempt: Try) -> LiveStream:
+            return await self._open(attempt, on_first_event)
+
+        return await self._in_time(opened)
+
+    def measured(self, usage: Usage) -> None:
+        """An answer came whole: how fast is what routing goes by."""
+        assert self.last is not None
+        signals, name, tokens_out = self._plane.signals, self.last.deployment.name, usage.completion_tokens
+        signals.measured(name, first=self.last.first, whole=self.last.seconds, tokens=tokens_out)
+        signals.answered(self._plan.route.name, tokens_out)
+        if self._plan.key is not None:
+            signals.holders.served(self._plan.key, name)
+        self._give_back_tokens(self.last, usage.total_tokens)
+
+    def expire(self) -> None:
+        """The request's time is over."""
+        self._late = True
+        if self._task is not None:
+            self._task.cancel()
+
+    # ── one after the other ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _in_time(self, ask: Ask[T]) -> T:
+        deadlines = self._plane.deadlines
+        deadlines.begin(self)
+        try:
+            return await self._first_answer(ask)
+        except asyncio.CancelledError:
+            if not self._late or self._task is None or self._task.uncancel():
                 raise
+            raise UpstreamTimeout("No provider answered in the time that a request has.") from None
+        finally:
+            deadlines.end(self)
+
+    async def _first_answer(self, ask: Ask[T]) -> T:
+        while (attempt := await self._next()) is not None:
+            try:
+                if self._plan.route.hedging:
+                    return await self._hedged(attempt, ask)
+                return await ask(attempt)
             except UpstreamError as error:
-                self._failed(error)
-            else:
-                opened = True
-                self._plane.signals.answered(call.deployment.name, perf_counter() - self._started)
-                self._plane.circuits.answered(self._way)
-                return LiveStream(self, begun, source)
-            finally:
-                if not opened:
-                    await source.aclose()
-                    self.end_open("cancelled", None)
+                self._failure = error
         assert self._failure is not None
         raise self._failure
 
-    @property
-    def dialect(self) -> Dialect:
-        """Of the upstream that was tried last."""
-        return self._client.dialect
+    async def _next(self) -> Try | None:
+        """Begin the next attempt: at a candidate that can be asked for this and may be asked now, else at the last one
+        again. None where there is nothing left to try, or no budget for it.
+        """
+        if self.made and not await self._goes_on():
+            return None
+        for deployment in self._candidates:
+            if (attempt := await self._begun(deployment)) is not None:
+                return attempt
+        return await self._once_more()
 
-    @property
-    def _started(self) -> float:
-        assert self._current is not None
-        return self._current[1]
+    async def _once_more(self) -> Try | None:
+        """The last one again, after a pause, where it failed in a way that passes."""
+        plane, last = self._plane, self.last
+        if last is None or self._again >= plane.env.AILB_RETRIES or not _passes(self._failure):
+            return None
+        if not plane.retries.spend():
+            return None
+        self._again += 1
+        await asyncio.sleep(retries.pause(self._again, plane.signals.rng))
+        return await self._begun(last.deployment)
 
-    @property
-    def _way(self) -> Pass:
-        assert self._current is not None
-        return self._current[2]
-
-    def _tries(self, request: ChatRequest, candidates: Sequence[Deployment]) -> Iterator[Prepared]:
-        """Begin an attempt at each candidate that can be asked for this and may be asked now."""
-        self._candidates = candidates
-        for deployment in candidates:
-            try:
-                call = self._prepared(request, deployment)
-            except UnsupportedParameter as error:
-                self._failure = self._failure or error
-                continue
-            if self._begin(deployment):
-                yield call
-            else:
-                self._failure = self._failure or unhealthy(request.model, candidates, self._plane.circuits)
-
-    def _prepared(self, request: ChatRequest, deployment: Deployment) -> Prepared:
-        """The request in the deployment's dialect. Raises `UnsupportedParameter` where that cannot express it."""
-        self._client = self._plane.provider(deployment.provider)
-        call = self._client.prepare(request, deployment)
-        if call.dropped and self._plane.env.AILB_UNSUPPORTED_PARAMETERS == "refuse":
-            name = self._named(call.dropped[0])[:100]
-            raise UnsupportedParameter(f"'{name}' is not supported by this model's provider.", param=name)
-        self.dropped = call.dropped
-        return call
-
-    def _begin(self, deployment: Deployment) -> bool:
-        """False where its circuit is open, or another request is trying whether it is well again."""
-        way = self._plane.circuits.enter(deployment)
-        if way is None:
+    async def _goes_on(self) -> bool:
+        """Whether there is somebody to answer, and room in the budgets for one more attempt beside what the earlier
+        ones have cost.
+        """
+        if self._exchange.client_gone or not self._plane.failovers.spend():
             return False
-        now = perf_counter()
-        self.sent_at = self.sent_at or now
-        self.deployment = deployment
-        self._current = (deployment, now, way)
-        self._plane.signals.started(deployment.name)
-        self._client.in_use += 1
+        try:
+            await self._hold.renew()
+        except BudgetExceeded:
+            return False
         return True
 
-    def _failed(self, error: UpstreamError) -> None:
-        self._failure = error
-        circuits, way = self._plane.circuits, self._way
+    async def _begun(self, deployment: Deployment) -> Try | None:
+        """An attempt at `deployment`; None where it cannot be asked for this, or is not to be asked now."""
+        plane = self._plane
+        client = plane.provider(deployment.provider)
+        try:
+            call = self._prepared(client, deployment)
+        except UnsupportedParameter as error:
+            self._failure = self._failure or error
+            return None
+        way = plane.circuits.enter(deployment)
+        if way is None:
+            self._failure = self._failure or unhealthy(self._plan.route.name, self._plan.candidates, plane.circuits)
+            return None
+        attempt = Try(deployment, client, call, way)
+        limits = self._limits_of(deployment)
+        if limits and not await self._admitted(attempt, limits):
+            return None
+        self.sent_at = self.sent_at or attempt.started
+        self.last = attempt
+        self._running += 1
+        plane.signals.started(deployment.name)
+        client.in_use += 1
+        return attempt
+
+    def _prepared(self, client: Provider, deployment: Deployment) -> Prepared:
+        """The request in the deployment's dialect. Raises `UnsupportedParameter` where that cannot express it."""
+        call = client.prepare(self._hold.request, deployment)
+        if call.dropped and self._plane.env.AILB_UNSUPPORTED_PARAMETERS == "refuse":
+            name = self._exchange.door.parameter(call.dropped[0])[:100]
+            raise UnsupportedParameter(f"'{name}' is not supported by this model's provider.", param=name)
+        return call
+
+    # ── the upstream's limits ───────────────────────────────────────────────────────────────────────────────────
+
+    def _limits_of(self, deployment: Deployment) -> tuple[Limit, ...]:
+        """Its own, and its provider's."""
+        providers = self._plane.snapshot().limits.providers
+        if deployment.limit is None and not providers:
+            return ()
+        found = (deployment.limit, providers.get(deployment.provider.slug))
+        return tuple(limit for limit in found if limit is not None)
+
+    async def _admitted(self, attempt: Try, wanted: tuple[Limit, ...]) -> bool:
+        """Whether the upstream's limits have room; what is taken of them is given back when the attempt ends."""
+        limits, held = self._plane.limits, self._hold.tokens
+        number = f"{self._hold.request_id}:{self.number}"
+        taken = False
+        try:
+            # Tokens first: they can be given back, a request that was counted cannot.
+            await limits.take_tokens(number, wanted, held)
+            attempt.tokens_held = held
+            attempt.admission = await limits.admit(number, wanted)
+            taken = True
+        except RateLimited as full:
+            if not isinstance(self._failure, UpstreamError):
+                self._failure = _sooner(self._failure, full)
+            if full.limited_by is not None and full.limited_by[1] != "parallel":
+                self._plane.signals.used_up(attempt.deployment.name, full.retry_after or 0.0)
+        finally:
+            if not taken:
+                self._plane.circuits.gave_back(attempt.way)
+                if attempt.tokens_held:
+                    limits.give_back_tokens(wanted, held)
+        return taken
+
+    def _leave(self, attempt: Try) -> None:
+        """Give its place back; the admission stays known, for the tokens."""
+        if attempt.admission is not None and not attempt.left:
+            attempt.left = True
+            self._plane.limits.leave(attempt.admission)
+
+    def _give_back_tokens(self, attempt: Try, used: int) -> None:
+        """Return to the upstream's limits what was held above what was used."""
+        if attempt.tokens_held and attempt.admission is not None:
+            self._plane.limits.give_back_tokens(attempt.admission.limits, attempt.tokens_held - used)
+            attempt.tokens_held = 0
+
+    # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _complete(self, attempt: Try) -> Completion:
+        try:
+            answer = await attempt.client.complete(attempt.call)
+        except InvalidRequest:
+            self.gave_up(attempt, "invalid_request", 400)
+            raise
+        except UpstreamError as error:
+            self.failed(attempt, error)
+            raise
+        else:
+            self.succeeded(attempt)
+            return answer
+        finally:
+            self.gave_up(attempt, "cancelled", None)
+
+    async def _open(self, attempt: Try, on_first_event: Callable[[], Awaitable[None]]) -> "LiveStream":
+        source = attempt.client.stream(attempt.call)
+        begun: list[StreamEvent] = []
+        opened = False
+        try:
+            async for events in source:
+                if not begun:
+                    self._heard = self._heard or attempt
+                    await on_first_event()
+                begun += events
+                if any(event.content for event in events):
+                    break
+                for event in events:
+                    attempt.usage = event.usage or attempt.usage
+        except InvalidRequest:
+            self.gave_up(attempt, "invalid_request", 400)
+            raise
+        except UpstreamError as error:
+            self.failed(attempt, error)
+            raise
+        else:
+            opened = True
+            attempt.first = perf_counter() - attempt.started
+            self._plane.circuits.answered(attempt.way)
+            return LiveStream(self, attempt, begun, source)
+        finally:
+            if not opened:
+                await source.aclose()
+                self.gave_up(attempt, "cancelled", None)
+
+    # ── two at once ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _hedged(self, attempt: Try, ask: Ask[T]) -> T:
+        """What `attempt` says, or its rival, whoever is first; the other is cancelled."""
+        late_after = self._plane.signals.late_after(attempt.deployment.name, stream=attempt.call.request.stream)
+        if late_after is None:
+            return await ask(attempt)
+        racing = {asyncio.create_task(ask(attempt)): attempt}
+        winner: asyncio.Task[T] | None = None
+        try:
+            done, _ = await asyncio.wait(racing, timeout=late_after)
+            if not done and (rival := await self._rival()) is not None:
+                racing[asyncio.create_task(ask(rival))] = rival
+            winner = await self._winner(racing)
+            return winner.result()
+        finally:
+            for task in racing:
+                task.cancel()
+            await asyncio.gather(*racing, return_exceptions=True)
+            for task, other in racing.items():
+                if task is not winner:
+                    await self._discard(task, other)
+
+    async def _winner(self, racing: "dict[asyncio.Task[T], Try]") -> "asyncio.Task[T]":
+        """The first that answers; where none does, the last that fails."""
+        waiting = set(racing)
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            answered = next((task for task in done if task.exception() is None), None)
+            if answered is not None or not waiting:
+                winner = answered or done.pop()
+                self.last = racing[winner]
+                return winner
+
+    async def _discard(self, task: "asyncio.Task[T]", attempt: Try) -> None:
+        """What lost came to nothing: it was cancelled, even before it began, or answered a moment too late."""
+        if task.cancelled() or task.exception() is not None:
+            self.gave_up(attempt, "cancelled", None)
+            return
+        answer = task.result()
+        if isinstance(answer, LiveStream):
+            await answer.close()
+        elif answer.usage is not None:
+            self.made[attempt.entry] = self._hold.wasted(self.made[attempt.entry], attempt.deployment, answer.usage)
+
+    async def _rival(self) -> Try | None:
+        """A second attempt beside the first, where there is another deployment and budget for both."""
+        other = next(self._candidates, None)
+        if other is None:
+            return None
+        self._candidates = chain((other,), self._candidates)
+        if not self._plane.retries.spend():
+            return None
+        try:
+            await self._hold.renew(rival=True)
+        except BudgetExceeded:
+            return None
+        for deployment in self._candidates:
+            if (attempt := await self._begun(deployment)) is not None:
+                metrics.HEDGES.inc()
+                return attempt
+        return None
+
+    # ── how it went ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def succeeded(self, attempt: Try) -> None:
+        """It answered to the end."""
+        if attempt.open:
+            self._plane.circuits.succeeded(attempt.way)
+            self._write(attempt, "ok", 200)
+
+    def failed(self, attempt: Try, error: UpstreamError) -> None:
+        """It failed by a fault of the deployment's."""
+        if not attempt.open:
+            return
+        circuits, way, status = self._plane.circuits, attempt.way, error.upstream_status
         if isinstance(error, UpstreamCredentialsRejected):
             circuits.rejected(way, wait=error.retry_after)
-        elif error.upstream_status == 429:
+        elif status == 429:
             circuits.throttled(way, wait=error.retry_after)
         else:
-            another = any(d is not self.deployment and circuits.offers(d) for d in self._candidates)
+            another = any(d is not attempt.deployment and circuits.offers(d) for d in self._plan.candidates)
             circuits.failed(way, wait=error.retry_after, another=another)
-        self._write(error.code or "upstream_error", error.upstream_status, error.message)
-
-    def _end_well(self) -> float:
-        self._plane.circuits.succeeded(self._way)
-        return self._write("ok", 200)
-
-    def _end(self, outcome: str, status: int | None) -> None:
-        """It ended in a way that says nothing of the deployment."""
-        self._plane.circuits.gave_back(self._way)
-        self._write(outcome, status)
-
-    def _write(self, outcome: str, status: int | None, error: str | None = None) -> float:
-        """Write the current attempt down; returns its seconds."""
-        assert self._current is not None
-        (deployment, started, _), self._current = self._current, None
-        self._plane.signals.ended(deployment.name)
-        self._client.in_use -= 1
-        provider, now = deployment.provider.slug, perf_counter()
-        metrics.attempts[provider, outcome] += 1
-        self.made.append(
-            Attempt(
-                provider=provider,
-                deployment=deployment.name,
-                outcome=outcome,
-                status=status,
-                started_ms=round((started - self._arrived) * 1000, 3),
-                latency_ms=round((now - started) * 1000, 3),
-                error=error,
-            )
+        name = attempt.deployment.name
+        statistics.requests.attempt_failed(
+            attempt.deployment.provider.slug, name, error.code or "upstream_error", status
         )
-        return now - started
+        wasted = attempt.usage if attempt.first is None else None  # past its first content it is the answer
+        self._write(attempt, error.code or "upstream_error", status, error=error.message, wasted=wasted)
 
-    def end_open(self, outcome: str, status: int | None) -> None:
-        """Write the current attempt down, where one is open: given up, for no fault of the deployment's."""
-        if self._current is not None:
-            self._end(outcome, status)
+    def gave_up(self, attempt: Try, outcome: str, status: int | None) -> None:
+        """It ended, if it had not, in a way that says nothing of the deployment."""
+        if attempt.open:
+            self._plane.circuits.gave_back(attempt.way)
+            wasted = attempt.usage if self._late else None
+            if outcome == "cancelled" and attempt is not self.last:
+                # The slower of two: it was at work. Where the client left, what was cut is settled as the answer.
+                wasted = attempt.usage or Usage(self._prompt_estimate(), 0, estimated=True)
+            self._write(attempt, outcome, status, wasted=wasted)
 
-    def end_well(self) -> None:
-        """The current attempt's stream came to its end."""
-        if self._current is not None:
-            self._end_well()
+    def _write(
+        self,
+        attempt: Try,
+        outcome: str,
+        status: int | None,
+        *,
+        error: str | None = None,
+        wasted: Usage | None = None,
+    ) -> None:
+        """`wasted`: what its provider will bill, as far as anybody can say, although something else is the answer."""
+        attempt.open = False
+        deployment, provider = attempt.deployment, attempt.deployment.provider.slug
+        attempt.seconds = perf_counter() - attempt.started
+        self._running -= 1
+        self._plane.signals.ended(deployment.name)
+        attempt.client.in_use -= 1
+        self._leave(attempt)
+        if outcome != "ok" and attempt.first is None:
+            self._give_back_tokens(attempt, wasted.total_tokens if wasted is not None else 0)
+        metrics.attempts[provider, outcome] += 1
+        made = Attempt(
+            provider=provider,
+            deployment=deployment.name,
+            outcome=outcome,
+            status=status,
+            started_ms=round((attempt.started - self._exchange.started) * 1000, 3),
+            latency_ms=round(attempt.seconds * 1000, 3),
+            error=error,
+        )
+        if wasted is not None:
+            made = self._hold.wasted(made, deployment, wasted)
+        attempt.entry = len(self.made)
+        self.made.append(made)
 
-    def end_failed(self, error: UpstreamError) -> None:
-        """The current attempt's stream broke, past its first content."""
-        if self._current is not None:
-            self._failed(error)
+    def _prompt_estimate(self) -> int:
+        return tokens.bound_prompt(self._hold.request.body) // _BYTES_PER_TOKEN
+
+
+def _passes(failure: GatewayError | None) -> bool:
+    """Whether the same deployment may well answer in a moment: it broke, and neither refused us nor let us wait."""
+    if not isinstance(failure, UpstreamError) or isinstance(failure, UpstreamCredentialsRejected | UpstreamTimeout):
+        return False
+    return failure.upstream_status is None or failure.upstream_status == 200 or failure.upstream_status >= 500
+
+
+def _sooner(one: GatewayError | None, other: RateLimited) -> GatewayError:
+    """Of two refusals for want of room, the one that is over sooner."""
+    if not isinstance(one, RateLimited):
+        return other
+    return min(one, other, key=lambda refusal: math.inf if refusal.retry_after is None else refusal.retry_after)
 
 
 class LiveStream:
     """A stream past its first content."""
 
     def __init__(
-        self, attempts: Attempts, begun: list[StreamEvent], source: AsyncGenerator[list[StreamEvent], None]
+        self,
+        attempts: Attempts,
+        attempt: Try,
+        begun: list[StreamEvent],
+        source: AsyncGenerator[list[StreamEvent], None],
     ) -> None:
         self._attempts = attempts
+        self._attempt = attempt
         self._begun = begun
         self._source = source
+
+    async def close(self) -> None:
+        """It is not wanted."""
+        await self._source.aclose()
+        self._attempts.gave_up(self._attempt, "cancelled", 200)
 
     async def events(self) -> AsyncGenerator[list[StreamEvent], None]:
         """All events from the first on. Raises `UpstreamError` where the upstream fails."""
@@ -235,14 +516,13 @@ class LiveStream:
             async for events in self._source:
                 yield events
         except UpstreamError as error:
-            self._attempts.end_failed(error)
+            self._attempts.failed(self._attempt, error)
             raise
         else:
-            self._attempts.end_well()
+            self._attempts.succeeded(self._attempt)
         finally:
             # Closing the generator drops the upstream's connection, now and not when garbage is collected.
-            await self._source.aclose()
-            self._attempts.end_open("cancelled", 200)
+            await self.close()
 
 
 async def count_prompt(plane: Plane, request: ChatRequest, deployment: Deployment) -> int:

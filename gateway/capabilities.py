@@ -45,7 +45,7 @@ def needs(request: ChatRequest) -> set[str]:
     if body.get("audio") or "audio" in (body.get("modalities") or ()):
         found.add("audio")
     for message in body["messages"]:
-        if message.get("tool_calls") or message["role"] == "tool":
+        if message.get("tool_calls") or message.get("function_call") or message["role"] in ("tool", "function"):
             found.add("tools")
         if isinstance(content := message.get("content"), list):
             found.update(_of_parts(content))

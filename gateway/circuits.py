@@ -48,7 +48,7 @@ class Pass:
 
 
 Told = Callable[["Circuit", str], None]
-"""Is told opened, extended, closed, probing, free (a probe ended without saying anything)."""
+"""Is told opened, extended, closed, probing, free (a probe ended without saying anything), trying."""
 
 
 class Circuit:
@@ -56,7 +56,7 @@ class Circuit:
 
     __slots__ = (
         "_failed", "_failed_before", "_ok", "_ok_before", "_ordinary", "_rolls_at", "_told", "deployment",
-        "elsewhere_until", "failures", "firm", "opened", "probe", "reason", "trips", "until",
+        "elsewhere_until", "failures", "firm", "opened", "probe", "proven", "reason", "trips", "trying", "until",
     )  # fmt: skip
 
     def __init__(self, deployment: Deployment, told: Told) -> None:
@@ -76,6 +76,11 @@ class Circuit:
         self.probe: Pass | None = None
         self.elsewhere_until = 0.0
         """Another process probes until then."""
+        self.proven = False
+        """It has answered once. Until then one request at a time finds out, where another deployment can answer: a
+        burst would meet a dead one with all its requests before the first failure is known."""
+        self.trying = 0
+        """Requests that are finding out."""
         self._ok = self._failed = self._ok_before = self._failed_before = 0
         self._rolls_at = 0.0
 
@@ -90,9 +95,15 @@ class Circuit:
         """Whether a request may count on trying it: closed, or its probe is due and nobody's."""
         return not self.opened or (now >= self.until and self.probe is None and now >= self.elsewhere_until)
 
+    def invites(self, now: float) -> bool:
+        """Whether it should be tried before others."""
+        return self.offers(now) and (self.proven or self.opened or not self.trying)
+
     def enter(self, now: float) -> Pass | None:
         """Leave to try it now; None where there is none. A probe is handed out once."""
         if not self.opened:
+            if not self.proven:
+                self._try(1)
             return self._ordinary
         if self.offers(now):
             self.probe = Pass(self, trial=True)
@@ -108,6 +119,7 @@ class Circuit:
         """
         if self.opened and self._decides(way):
             self._close()
+        self._prove()
 
     def succeeded(self, way: Pass, now: float) -> None:
         """It answered to the end."""
@@ -115,6 +127,7 @@ class Circuit:
             if not self._decides(way):
                 return  # it began before the circuit opened
             self._close()
+        self._prove()
         self.failures = self.trips = 0
         if now >= self._rolls_at:
             self._roll(now)
@@ -124,6 +137,7 @@ class Circuit:
         """It is broken: an error of its own, a cut, a timeout, no connection. `wait` is its `Retry-After`; `another`:
         another deployment can answer in its stead.
         """
+        self._try(-self.trying)
         if now >= self._rolls_at:
             self._roll(now)
         self._failed += 1
@@ -159,6 +173,7 @@ class Circuit:
 
     def gave_back(self, way: Pass) -> None:
         """Nothing was learnt: the client left, or its request was wrong."""
+        self._try(-self.trying)
         if way is self.probe:
             self.probe = None
             self._told(self, "free")
@@ -183,6 +198,16 @@ class Circuit:
         self.failures = self.trips = 0
 
     # ── within ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _prove(self) -> None:
+        if not self.proven:
+            self.proven = True
+            self._try(-self.trying)
+
+    def _try(self, more: int) -> None:
+        if more:
+            self.trying += more
+            self._told(self, "trying")
 
     def _decides(self, way: Pass) -> bool:
         return way is self.probe or (way.trial and not self.firm)

@@ -7,7 +7,6 @@ from time import perf_counter
 import structlog
 
 from gateway.circuits import Circuit, Pass, State
-from gateway.routing.signals import Signals
 from gateway.types import Deployment
 
 log = structlog.get_logger()
@@ -19,8 +18,15 @@ class MemoryCircuits:
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self.clock = clock
         self.troubled: set[str] = set()
-        """The deployments whose circuit is not closed: while there are none, a plan need not ask."""
+        """The deployments whose circuit is not closed."""
+        self.trying: set[str] = set()
+        """Those that are being asked for the first time."""
         self._circuits: dict[str, Circuit] = {}
+
+    @property
+    def all_well(self) -> bool:
+        """A plan need not ask about each of its candidates."""
+        return not self.troubled and not self.trying
 
     # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -39,15 +45,22 @@ class MemoryCircuits:
         return deployment.name not in self.troubled or not self._of(deployment).opened
 
     def sorted_out(self, candidates: Iterable[Deployment]) -> tuple[list[Deployment], list[Deployment]]:
-        """Those that may be tried, and those to be tried only where nothing else answers."""
-        healthy, spare, now = [], [], self.clock()
+        """Those that may be tried, and those to be tried only where nothing else answers: such as are open early, or
+        are being asked for the first time, unless these are all there is.
+        """
+        healthy: list[Deployment] = []
+        busy: list[Deployment] = []
+        spare: list[Deployment] = []
+        now = self.clock()
         for deployment in candidates:
             circuit = self._of(deployment)
-            if circuit.offers(now):
+            if circuit.invites(now):
                 healthy.append(deployment)
+            elif circuit.offers(now):
+                busy.append(deployment)
             elif not circuit.firm:
                 spare.append(deployment)
-        return healthy, spare
+        return (healthy, busy + spare) if healthy else (busy, spare)
 
     def wait(self, candidates: Iterable[Deployment]) -> int:
         """Whole seconds until the first of these may be tried; 1 where it is being tried now."""
@@ -60,15 +73,24 @@ class MemoryCircuits:
         for name in [name for name in self._circuits if name not in configured]:
             del self._circuits[name]
             self.troubled.discard(name)
+            self.trying.discard(name)
         return {
             name: self._of(deployment).state(now) if name in self.troubled else State.CLOSED
             for name, deployment in configured.items()
         }
 
+    def states_of(self, deployments: Iterable[Deployment]) -> dict[str, str]:
+        """closed, half_open or open, by deployment."""
+        now = self.clock()
+        return {
+            d.name: (self._of(d).state(now) if d.name in self.troubled else State.CLOSED).name.lower()
+            for d in deployments
+        }
+
     # ── how it went ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, way: Pass) -> None:
-        if way.trial:
+        if way.trial or not way.circuit.proven:
             way.circuit.answered(way, self.clock())
 
     def succeeded(self, way: Pass) -> None:
@@ -84,7 +106,7 @@ class MemoryCircuits:
         way.circuit.rejected(way, self.clock(), wait=wait)
 
     def gave_back(self, way: Pass) -> None:
-        if way.trial:
+        if way.trial or not way.circuit.proven:
             way.circuit.gave_back(way)
 
     async def close(self) -> None:
@@ -109,6 +131,9 @@ class MemoryCircuits:
         """A circuit changed. One that was replaced meanwhile is nobody's any more."""
         if self._circuits.get(circuit.deployment.name) is not circuit:
             return
+        if what == "trying":
+            (self.trying.add if circuit.trying else self.trying.discard)(circuit.deployment.name)
+            return
         if what == "opened":
             self._note_opened(circuit)
         elif what == "closed":
@@ -131,9 +156,3 @@ class MemoryCircuits:
     def _note_closed(self, circuit: Circuit, reason: str) -> None:
         self.troubled.discard(circuit.deployment.name)
         log.info("circuit_closed", deployment=circuit.deployment.name, reason=reason)
-
-
-class Health(Signals, kw_only=True):
-    """What a plan knows: the strategies' signals, and which deployments may be tried at all."""
-
-    circuits: MemoryCircuits

@@ -13,11 +13,18 @@ import structlog
 from channels.generic.http import AsyncHttpConsumer
 
 from ailb_project.logs import request_line
-from gateway import metrics, pipeline
+from gateway import metrics, pipeline, statistics
 from gateway.doors.base import Door
 from gateway.doors.chat import ChatDoor
 from gateway.doors.messages import MessagesDoor
-from gateway.errors import GatewayError, InternalError, InvalidRequest, MethodNotAllowed, RequestTooLarge
+from gateway.errors import (
+    GatewayError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NoHealthyDeployment,
+    RequestTooLarge,
+)  # fmt: skip
 from gateway.exchange import Exchange, Headers
 from gateway.lifespan import plane
 from gateway.plane import Plane
@@ -194,7 +201,7 @@ class _Watcher:
         if self._exchange.reply.ended:
             return
         self._exchange.client_gone = True
-        if self._exchange.stream and self._work is not None:
+        if (self._exchange.stream or self._exchange.waiting) and self._work is not None:
             self._work.cancel()
 
 
@@ -203,6 +210,8 @@ async def _refuse(exchange: Exchange, error: GatewayError) -> None:
     exchange.status = error.status
     if error.limited_by is not None:
         metrics.RATE_LIMITED.labels(*error.limited_by).inc()
+    if isinstance(error, NoHealthyDeployment) and exchange.provider is None:
+        statistics.requests.turned_away()
     reply, body = exchange.reply, exchange.door.error(error, exchange.id)
     if reply.ended:
         return
@@ -214,7 +223,7 @@ async def _refuse(exchange: Exchange, error: GatewayError) -> None:
 
 
 def _tell(exchange: Exchange) -> None:
-    """One log line and the request's series."""
+    """One log line, the request's series, its statistics."""
     elapsed = exchange.elapsed_ms()
     provider = exchange.provider or "none"
     model = exchange.model if exchange.provider and exchange.model else "none"
@@ -223,6 +232,8 @@ def _tell(exchange: Exchange) -> None:
     tally.duration.add(elapsed / 1000)
     if exchange.first_content is not None:
         tally.first_token.add(exchange.first_content - exchange.started)
+    if exchange.provider is not None:
+        statistics.requests.ended(provider, model, exchange.status, elapsed)
     request_line(
         request_id=exchange.id,
         key_id=exchange.key_id,

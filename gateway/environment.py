@@ -52,7 +52,7 @@ def apply(env: Env) -> None:
     with transaction.atomic():
         for definition in definitions:
             _apply_provider(definition, listed.get(definition.kind))
-        _apply_demo()
+        apply_demo()
 
 
 def rediscover(env: Env) -> None:
@@ -67,13 +67,19 @@ def rediscover(env: Env) -> None:
             discovery.watch.succeeded(provider.slug)
     if definitions:
         with transaction.atomic():
-            _apply_demo()
+            apply_demo()
 
 
 def names_models_of(env: Env, provider: Provider) -> bool:
     """Whether the environment says which models this provider has, so that nobody else may."""
     mine = [definition for definition in _definitions(env) if definition.kind == provider.slug]
     return provider.managed_by == MANAGED_BY and not any(definition.discovers for definition in mine)
+
+
+def has_let_go_of(env: Env, provider: Provider) -> bool:
+    """Whether the environment made this provider and says nothing of its kind any more: it is free for a file."""
+    defined = [definition.kind for definition in _definitions(env) if definition.defined]
+    return provider.managed_by == MANAGED_BY and provider.slug not in (*defined, "demo")
 
 
 def _definitions(env: Env) -> list[_Definition]:
@@ -126,7 +132,8 @@ def _apply_provider(definition: _Definition, listed: list[str] | None) -> None:
     existing = Provider.objects.filter(slug=slug).first()
     if existing is not None and existing.managed_by != MANAGED_BY:
         if definition.defined:
-            log.warning("environment_provider_ignored", provider=slug, reason="the console has one of this name")
+            definer = existing.managed_by or "console"
+            log.warning("environment_provider_ignored", provider=slug, reason=f"the {definer} has one of this name")
         return
     if not definition.defined:
         disable(existing, ENVIRONMENT)
@@ -152,7 +159,7 @@ def _stored_key(provider: Provider) -> str | None:
         return ""
 
 
-def _apply_demo() -> None:
+def apply_demo() -> None:
     """With nothing configured a newcomer still gets an answer; beside real models a demo would only confuse."""
     others = Deployment.objects.filter(enabled=True, provider__enabled=True).exclude(provider__slug="demo").exists()
     provider = Provider.objects.filter(slug="demo").first()

@@ -33,7 +33,7 @@ class Exchange:
 
     __slots__ = (
         "arrived", "attempts", "client_gone", "cost", "door", "first_content", "headers", "id", "key_id", "model",
-        "provider", "reply", "started", "status", "stream", "usage",
+        "provider", "queue_position", "reply", "started", "status", "stream", "usage", "waiting",
     )  # fmt: skip
 
     def __init__(self, headers: Mapping[bytes, bytes], reply: Reply, door: Door) -> None:
@@ -52,6 +52,9 @@ class Exchange:
         self.attempts = 0
         self.usage: tuple[int, int] | None = None
         self.cost: str | None = None
+        self.waiting = False
+        """It waits its turn at a limit: nothing was begun, and a client that leaves ends it."""
+        self.queue_position: int | None = None
         self.first_content: float | None = None
         """`perf_counter` of the first content; None for a plain answer."""
 
@@ -70,6 +73,11 @@ class Exchange:
                 return value.strip().decode("latin-1")
         value = headers.get(b"x-api-key") or headers.get(b"api-key") or b""
         return value.strip().decode("latin-1") or None
+
+    def queued(self, position: int) -> None:
+        """It has to wait; `position` counts from 1. The first one that it had is told."""
+        if self.queue_position is None:
+            self.queue_position = position
 
     def elapsed_ms(self) -> float:
         """Milliseconds since arrival."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from billing import alerts
 from gateway.plane import Plane, open_plane
 
 _plane: Plane | None = None
@@ -19,6 +20,7 @@ async def plane() -> Plane:
     async with _opening:
         if _plane is None:
             _plane = await open_plane()
+            alerts.queue.start()
     return _plane
 
 
@@ -33,6 +35,7 @@ async def close() -> None:
     if _plane is not None:
         closing, _plane, _opening = _plane, None, None
         await closing.close()
+        await asyncio.to_thread(alerts.queue.stop)
 
 
 async def lifespan(

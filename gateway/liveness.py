@@ -63,18 +63,23 @@ def sign_off(process_id: str) -> None:
 
 
 class Heartbeat:
-    """Tells the database once a second that this process lives."""
+    """Tells the database once a second that this process lives, and counts those that do."""
 
     def __init__(self, process_id: str) -> None:
         self._process_id = process_id
         self._last = time.monotonic()
+        self.processes = 1
+        """How many live, this one included, as of the last beat."""
 
     def beat(self) -> None:
         """Called more often than it writes."""
         if time.monotonic() - self._last < _BEAT_SECONDS:
             return
         self._last = time.monotonic()
-        GatewayProcess.objects.filter(pk=self._process_id).update(heartbeat_at=timezone.now())
+        now = timezone.now()
+        GatewayProcess.objects.filter(pk=self._process_id).update(heartbeat_at=now)
+        living = GatewayProcess.objects.filter(stopped_at=None, swept_at=None, heartbeat_at__gte=now - _SILENT)
+        self.processes = max(living.count(), 1)
 
 
 def dead(*, data_dir: Path) -> Q:

@@ -233,3 +233,46 @@ class TrafficWeight(Versioned):
 
     def __str__(self) -> str:
         return f"{self.version} of {self.group or 'all'}: {self.weight}"
+
+
+class RoutingStatistics(models.Model):
+    """How requests to one deployment went in one span of time: what one process counted in five minutes, which only
+    that process writes, or an hour or a day of all of them. See `gateway.statistics`.
+    """
+
+    start = models.DateTimeField()
+    seconds = models.PositiveIntegerField(help_text="How long the span is.")
+    process = models.CharField(max_length=40, blank=True, help_text="Empty: of all processes.")
+    # Names, as in the ledger: what is deleted has had its requests all the same.
+    provider = models.CharField(max_length=60, blank=True)
+    deployment = models.CharField(max_length=200, blank=True)
+    succeeded = models.PositiveBigIntegerField(default=0)
+    failed = models.PositiveBigIntegerField(default=0)
+    failed_attempts = models.PositiveBigIntegerField(default=0)
+    latency_sum = models.FloatField(default=0.0, help_text="Milliseconds.")
+    latencies = models.BinaryField(help_text="MessagePack: the counts of the sketch's buckets, by number.")
+    error_at = models.DateTimeField(null=True)
+    error_code = models.CharField(max_length=100, blank=True, default="")
+    error_status = models.PositiveIntegerField(null=True)
+
+    class Meta:
+        verbose_name_plural = "routing statistics"
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["start", "seconds", "process", "provider", "deployment"], name="one_tally_of_a_span"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.deployment} from {self.start}, {self.seconds} s"
+
+
+class ProcessLoad(models.Model):
+    """What one gateway process has in flight and which of its circuits are not closed, as it last said."""
+
+    process = models.CharField(primary_key=True, max_length=40)
+    in_flight = models.JSONField(default=dict, help_text="Requests, by deployment.")
+    circuits = models.JSONField(default=dict, help_text="State as in ailb_circuit_state, by deployment.")
+
+    def __str__(self) -> str:
+        return self.process

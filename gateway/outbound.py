@@ -5,8 +5,10 @@ resolved, each address is checked, and the connection goes to a checked address:
 check and use. Redirects are not followed upstream.
 """
 
+import asyncio
 import ipaddress
 import socket
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -119,3 +121,28 @@ class _CheckedConnector(aiohttp.TCPConnector):
 def connector(*, trusted_network: bool, **options: Any) -> aiohttp.TCPConnector:
     """An aiohttp connector under this policy; `options` are TCPConnector's own."""
     return _CheckedConnector(trusted_network=trusted_network, **options)
+
+
+class Unreachable(Exception):
+    """No answer came. The message says why, and holds nothing of the URL but its host."""
+
+
+async def post(url: str, *, headers: Mapping[str, str], body: bytes, seconds: float, trusted_network: bool) -> int:
+    """POST once, under this policy, and return the answer's status; its body is not read, a redirect is an answer.
+
+    Raises `Unreachable`.
+    """
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            aiohttp.ClientSession(
+                connector=connector(trusted_network=trusted_network), cookie_jar=aiohttp.DummyCookieJar()
+            ) as session,
+            session.post(url, data=body, headers=headers, allow_redirects=False) as response,
+        ):
+            return response.status
+    except TimeoutError:
+        raise Unreachable(f"No answer within {seconds:g} seconds.") from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or type(error).__name__
+        raise Unreachable(f"{told}.") from None

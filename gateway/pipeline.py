@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
 from time import perf_counter
+from typing import TypeVar
 
 import msgspec
 
@@ -25,12 +26,15 @@ from gateway.plane import Plane
 from gateway.snapshot import Snapshot
 from gateway.steps import augment, recall, remember
 from gateway.translate import STOP_REASONS
-from gateway.types import Caller, ChatRequest, Citation, Deployment, Frame, Usage
+from gateway.types import Caller, ChatRequest, Citation, Deployment, Frame, Limit, Usage
 from keys.authentication import authenticate
 from keys.limits import headers as rate_headers
 from keys.limits.base import Admission
+from keys.waiting import ADMISSION, TOKENS
 from security import engine, events
 from security.detectors.base import ScreenPolicy
+
+T = TypeVar("T")
 
 CLIENT_LEFT = 499
 _LONGEST_NAME = 64  # characters of a parameter, and how many of them a header tells
@@ -43,7 +47,10 @@ async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], 
     asked = exchange.door.parse(await read_body(), exchange.headers)
     exchange.stream, exchange.model = asked.stream, asked.model
     route = registry.resolve(snapshot.catalog, asked.model, caller.allowed_models)
-    admission = await plane.limits.admit(exchange.id, caller.limits)
+    caller = _limited(caller, snapshot.limits.of(caller, route.limited_as))
+    admission = await _in_turn(
+        exchange, caller, plane, ADMISSION, lambda: plane.limits.admit(exchange.id, caller.limits)
+    )
     try:
         await plane.holds.refuse_used_up(caller, exchange.arrived)
         policy = snapshot.policies.for_caller(caller)
@@ -52,7 +59,10 @@ async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], 
         window = planning.smallest_window(route.candidates)
         recalled = await recall(screened.request, caller, window, policy, plane.env)
         request, citations = await augment(recalled, caller, policy, plane.env)
-        candidates = planning.plan(route, request, plane.signals, snapshot.prices, plane.env.ROUTING_STRATEGY)
+        plan = await planning.plan(
+            route, request, caller.owner,
+            signals=plane.signals, book=snapshot.prices, default=plane.env.ROUTING_STRATEGY,
+        )  # fmt: skip
         facts = Facts(
             request_id=exchange.id,
             arrived=exchange.arrived,
@@ -62,14 +72,18 @@ async def answer(exchange: Exchange, read_body: Callable[[], Awaitable[bytes]], 
             requested_model=asked.model,
             security_action=screened.action if screened.findings else None,
         )
-        hold = await plane.holds.place(facts, request, candidates, snapshot.prices)
-        call = _Call(exchange, plane, hold, candidates, citations, admission)
+        hold = await _in_turn(
+            exchange, caller, plane, TOKENS,
+            lambda: plane.holds.place(facts, request, plan.candidates, snapshot.prices, plan.first),
+        )  # fmt: skip
+        call = _Call(exchange, plane, hold, plan, citations, admission)
         try:
             text = await (call.streamed() if request.stream else call.plain())
         finally:
             call.leave_nothing_open()
     finally:
         plane.limits.leave(admission)
+        plane.queues.freed(admission.limits)
     await remember(screened.request, caller, text, plane.env)
 
 
@@ -83,7 +97,10 @@ async def count_tokens(exchange: Exchange, read_body: Callable[[], Awaitable[byt
     asked = exchange.door.parse_count(await read_body(), exchange.headers)
     exchange.model = asked.model
     route = registry.resolve(snapshot.catalog, asked.model, caller.allowed_models)
-    admission = await plane.limits.admit(exchange.id, caller.limits)
+    caller = _limited(caller, snapshot.limits.of(caller, route.limited_as))
+    admission = await _in_turn(
+        exchange, caller, plane, ADMISSION, lambda: plane.limits.admit(exchange.id, caller.limits)
+    )
     try:
         await plane.holds.refuse_used_up(caller, exchange.arrived)
         screened = _screened(exchange, asked, caller, snapshot.policies.for_caller(caller), plane)
@@ -91,6 +108,7 @@ async def count_tokens(exchange: Exchange, read_body: Callable[[], Awaitable[byt
         number = await count_prompt(plane, request, route.candidates[0])
     finally:
         plane.limits.leave(admission)
+        plane.queues.freed(admission.limits)
     body = msgspec.json.encode({"input_tokens": number})
     await exchange.reply.whole(200, [(b"content-type", b"application/json")], body)
 
@@ -107,6 +125,32 @@ def _authenticated(exchange: Exchange, plane: Plane) -> tuple[Snapshot, Caller]:
     )
     exchange.key_id = caller.key_id
     return snapshot, caller
+
+
+def _limited(caller: Caller, limits: tuple[Limit, ...]) -> Caller:
+    """The caller, and the limits that this request has to pass."""
+    return caller if limits is caller.limits else msgspec.structs.replace(caller, limits=limits)
+
+
+async def _in_turn(
+    exchange: Exchange, caller: Caller, plane: Plane, kinds: tuple[str, ...], ask: Callable[[], Awaitable[T]]
+) -> T:
+    """What `ask` says; where a rate limit refuses it, and the key or team waits for such, in its turn."""
+    if caller.max_wait_ms is None:
+        return await ask()
+    exchange.waiting = True
+    try:
+        return await plane.queues.admitted(
+            ask,
+            caller.limits,
+            kinds,
+            key=caller.key_id,
+            weight=caller.queue_weight,
+            seconds=(caller.max_wait_ms - exchange.elapsed_ms()) / 1000,
+            told=exchange.queued,
+        )
+    finally:
+        exchange.waiting = False
 
 
 def _screened(
@@ -128,26 +172,25 @@ class _Call:
         exchange: Exchange,
         plane: Plane,
         hold: Hold,
-        candidates: list[Deployment],
+        plan: planning.Plan,
         citations: tuple[Citation, ...],
         admission: Admission,
     ) -> None:
         self._exchange = exchange
         self._plane = plane
         self._hold = hold
-        self._candidates = candidates
+        self._plan = plan
         self._citations = citations
         self._admission = admission
-        self._attempts = Attempts(plane, exchange.started, exchange.door.parameter)
+        self._attempts = Attempts(plane, exchange, hold, plan)
         self._settling = False
         self._ended_at: float | None = None
         self._first_content_at: float | None = None
 
     async def plain(self) -> str:
         """A whole answer: drained and billed even where the client has left meanwhile."""
-        request = self._hold.request
         try:
-            completion = await self._attempts.complete(request, self._candidates)
+            completion = await self._attempts.complete()
         except GatewayError as error:
             self._release(error.status)
             raise
@@ -157,6 +200,7 @@ class _Call:
             raise
         self._ended_at = perf_counter()
         usage = await self._complete(completion.usage, completion.text)
+        self._attempts.measured(usage)
         await self._durable(usage)
         status = CLIENT_LEFT if self._exchange.client_gone else 200
         self._settle(
@@ -193,6 +237,7 @@ class _Call:
             alive.stop()
         self._ended_at = perf_counter()
         usage = await self._complete(stream.usage, stream.text)
+        self._attempts.measured(usage)
         self._settle(200, usage, **_served(stream), detail={"finish_reason": stream.finish_reason})
         await self._open()  # where the upstream ended without a single event
         await self._exchange.reply.finish(stream.end(usage))
@@ -208,7 +253,7 @@ class _Call:
 
     async def _relay(self, stream: DoorStream, alive: KeepAlive) -> None:
         reply = self._exchange.reply
-        live = await self._attempts.open_stream(self._hold.request, self._candidates, self._open)
+        live = await self._attempts.open_stream(self._open)
         self._first_content_at = perf_counter()
         async for events_ in live.events():
             if piece := stream.render(events_):
@@ -272,7 +317,7 @@ class _Call:
 
     @property
     def _served_by(self) -> Deployment:
-        return self._attempts.deployment or self._candidates[0]
+        return self._attempts.deployment
 
     def _release(self, status: int) -> None:
         """Nothing was served: the hold is given back whole."""
@@ -302,7 +347,10 @@ class _Call:
                 latency_ms=exchange.elapsed_ms(),
                 ttft_ms=self._since_arrival(self._first_content_at),
                 overhead_ms=self._overhead_ms(),
-                detail={name: clean(value, 100) for name, value in (detail or {}).items() if value is not None},
+                detail={
+                    **self._plan.decision(),
+                    **{name: clean(value, 100) for name, value in (detail or {}).items() if value is not None},
+                },
             )
         )
         exchange.status = status
@@ -337,10 +385,13 @@ class _Call:
         return round(overhead * 1000, 3)
 
     def _headers(self) -> Headers:
-        served_by = _served_by_headers(self._served_by.provider.slug, self._served_by.name)
+        deployment, dropped = self._attempts.told
+        served_by = _served_by_headers(deployment.provider.slug, deployment.name)
         headers: Headers = [*served_by, (b"x-ailb-attempts", b"%d" % self._attempts.number)]
-        if dropped := self._attempts.dropped:
+        if dropped:
             headers.append((b"x-ailb-dropped-parameters", _told(map(self._exchange.door.parameter, dropped))))
+        if self._exchange.queue_position is not None:
+            headers.append((b"x-ailb-queue-position", b"%d" % self._exchange.queue_position))
         if self._exchange.cost is not None:
             headers.append((b"x-ailb-cost-usd", self._exchange.cost.encode()))
         for kind, gauge in (("requests", self._admission.requests), ("tokens", self._hold.tokens_gauge)):

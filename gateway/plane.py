@@ -16,12 +16,17 @@ from billing.counters.memory import MemoryCounters
 from billing.holds import Holds
 from billing.ledger import LedgerWriter
 from gateway import background, liveness, metrics, providers
-from gateway.circuits_memory import Health, MemoryCircuits
+from gateway.circuits_memory import MemoryCircuits
+from gateway.deadlines import Deadlines
+from gateway.planning import Health
 from gateway.providers.base import Provider
+from gateway.retries import AGAIN, FAILOVERS, RetryBudget
 from gateway.snapshot import Snapshot, store
+from gateway.statistics.publisher import Publisher
 from gateway.types import ProviderConfig
 from keys.limits.base import Limits
 from keys.limits.memory import MemoryLimits
+from keys.waiting import Queues
 
 log = structlog.get_logger()
 
@@ -44,12 +49,17 @@ class Plane:
         circuits: MemoryCircuits,
     ) -> None:
         self.env = env
+        self.loop = asyncio.get_running_loop()
         self.pepper = pepper
         self.process_id = process_id
         self.writer = writer
         self.limits = limits
         self.circuits = circuits
         self.signals = Health(circuits=circuits)
+        self.queues = Queues()
+        self.deadlines = Deadlines(env.AILB_REQUEST_TIMEOUT_SECONDS)
+        self.failovers = RetryBudget(*FAILOVERS)
+        self.retries = RetryBudget(*AGAIN)
         self.holds = Holds(
             counters=counters, limits=limits, writer=writer, process_id=process_id, unpriced=env.AILB_UNPRICED
         )
@@ -59,6 +69,7 @@ class Plane:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._publisher = asyncio.get_running_loop().call_later(_PUBLISH_SECONDS, self._publish)
         metrics.circuits = lambda: circuits.states(self.snapshot().catalog.deployments)
+        self._statistics = Publisher(process_id, writer, self.signals.in_flight, self.cut_off_for)
 
     def snapshot(self) -> Snapshot:
         return store.current()
@@ -76,6 +87,7 @@ class Plane:
                 # The snapshot was read again and this provider is as it was: its pool stays.
                 old.config = config
                 return old
+            client.on_used_up = self.signals.used_up
             self._providers[config.id] = client
             if old is not None:
                 self._retired.add(old)
@@ -104,9 +116,11 @@ class Plane:
     async def close(self) -> None:
         """Finish what runs beside requests, write the ledger out, let go of everything."""
         self._publisher.cancel()
+        self.deadlines.close()
         metrics.circuits = dict
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._statistics.close()
         await self.writer.stop()
         await self.holds.counters.close()
         await self.circuits.close()
@@ -128,8 +142,9 @@ async def open_plane() -> Plane:
     loop = asyncio.get_running_loop()
     process_id = await asyncio.to_thread(liveness.signed_on, data_dir=data_dir)
     writer = await asyncio.to_thread(ledger.start, loop, data_dir=data_dir, process_id=process_id)
-    await asyncio.to_thread(store.start_polling, liveness.Heartbeat(process_id).beat)
-    limits, counters, circuits = _shared(env, writer, process_id) if env.REDIS_URL else _alone(writer)
+    heart = liveness.Heartbeat(process_id)
+    await asyncio.to_thread(store.start_polling, heart.beat)
+    limits, counters, circuits = _shared(env, writer, process_id, heart) if env.REDIS_URL else _alone(writer)
     plane = Plane(
         env=env, pepper=settings.KEY_PEPPER, process_id=process_id, writer=writer, limits=limits, counters=counters,
         circuits=circuits,
@@ -146,7 +161,9 @@ def _alone(writer: LedgerWriter) -> tuple[Limits, BudgetCounters, MemoryCircuits
     return MemoryLimits(), MemoryCounters(writer), MemoryCircuits()
 
 
-def _shared(env: Env, writer: LedgerWriter, process_id: str) -> tuple[Limits, BudgetCounters, MemoryCircuits]:
+def _shared(
+    env: Env, writer: LedgerWriter, process_id: str, heart: liveness.Heartbeat
+) -> tuple[Limits, BudgetCounters, MemoryCircuits]:
     """Limits and budgets that all gateway processes count together, and what they know of deployments."""
     from ailb_project.shared_redis import SharedRedis
     from billing.counters.redis import RedisCounters
@@ -156,7 +173,7 @@ def _shared(env: Env, writer: LedgerWriter, process_id: str) -> tuple[Limits, Bu
     assert env.REDIS_URL is not None
     client = SharedRedis(env.REDIS_URL.get_secret_value())
     return (
-        RedisLimits(client, process_id),
-        RedisCounters(client, writer, process_id),
+        RedisLimits(client, process_id, lambda: heart.processes),
+        RedisCounters(client, writer, process_id, leases=env.AILB_BUDGETS_WITHOUT_REDIS == "lease"),
         RedisCircuits(client, process_id, settings.KEY_PEPPER),
     )

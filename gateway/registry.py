@@ -24,6 +24,10 @@ class Pool(msgspec.Struct, frozen=True):
     strategy: str | None = None
     weights: Mapping[str, int] = {}
     """Of versions: what splits the traffic before a deployment's own weight does."""
+    picky: bool = False
+    """Something is known of what one of them cannot do: a request's needs must be looked at."""
+    draining: bool = False
+    """One of them has weight 0: it is tried where nothing else answers."""
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -61,11 +65,29 @@ class Route(msgspec.Struct, frozen=True):
     name: str
     pools: tuple[Pool, ...]
     hedging: bool = False
+    is_group: bool = False
 
     @property
     def candidates(self) -> tuple[Deployment, ...]:
         """Those of the first pool, which answer while one of them can."""
         return self.pools[0].deployments
+
+    @property
+    def size(self) -> int:
+        """How many deployments there are, in all pools."""
+        return sum(len(pool.deployments) for pool in self.pools)
+
+    @property
+    def limited_as(self) -> str:
+        """The name that limits of models go by: a deployment's own, where this is another of its names. A group's is
+        the group's, however little of it there is, or is left for the caller.
+        """
+        return self.candidates[0].name if self.size == 1 and not self.is_group else self.name
+
+    @property
+    def picky(self) -> bool:
+        """See `Pool.picky`."""
+        return any(pool.picky for pool in self.pools)
 
 
 def resolve(catalog: Catalog, name: str, allowed_models: frozenset[str] | None) -> Route:
@@ -85,6 +107,13 @@ def resolve(catalog: Catalog, name: str, allowed_models: frozenset[str] | None) 
     return msgspec.structs.replace(route, pools=pools)
 
 
+def _pool(
+    name: str, deployments: tuple[Deployment, ...], strategy: str | None, weights: Mapping[str, int] | None = None
+) -> Pool:
+    picky = any(d.lacks or d.context_window is not None or d.max_output is not None for d in deployments)
+    return Pool(name, deployments, strategy, weights or {}, picky, any(not d.weight for d in deployments))
+
+
 def _allowed(pool: Pool, models: frozenset[str]) -> Pool:
     return msgspec.structs.replace(pool, deployments=tuple(d for d in pool.deployments if d.name in models))
 
@@ -92,14 +121,14 @@ def _allowed(pool: Pool, models: frozenset[str]) -> Pool:
 def _lookup(catalog: Catalog, name: str) -> Route | None:
     deployment = catalog.deployments.get(name)
     if deployment is not None:
-        return Route(name, (Pool(name, (deployment,), deployment.strategy),))
+        return Route(name, (_pool(name, (deployment,), deployment.strategy),))
     group = catalog.groups.get(name)
     if group is not None:
-        return Route(name, group.pools, group.hedging) if group.pools else None
+        return Route(name, group.pools, group.hedging, is_group=True) if group.pools else None
     found = tuple(catalog.deployments.values()) if name == AUTO else catalog.by_model.get(name)
     if not found:
         return None
-    return Route(name, (Pool(name, found, None if name == AUTO else found[0].strategy, catalog.weights),))
+    return Route(name, (_pool(name, found, None if name == AUTO else found[0].strategy, catalog.weights),))
 
 
 def visible(catalog: Catalog, allowed_models: frozenset[str] | None) -> list[ModelCard]:
@@ -142,7 +171,7 @@ def _groups(by_pk: Mapping[int, Deployment], weights: Mapping[int | None, dict[s
     for row in rows:
         members = tuple(by_pk[m.deployment_id] for m in row.members.all() if m.deployment_id in by_pk)
         merged = {**weights[None], **weights[row.pk]}
-        pools[row.pk] = Pool(row.name, members, row.strategy or None, merged)
+        pools[row.pk] = _pool(row.name, members, row.strategy or None, merged)
     fallbacks = {row.pk: [fallback.fallback_id for fallback in row.fallbacks.all()] for row in rows}
     return {
         row.name: Group(

@@ -15,7 +15,7 @@ from django.db import DatabaseError, close_old_connections, connection
 
 from billing import pricebook
 from gateway import registry, versioning
-from keys import authentication
+from keys import authentication, scoped_limits
 from security import policies
 
 log = structlog.get_logger()
@@ -32,6 +32,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     catalog: registry.Catalog
     prices: pricebook.Book
     policies: policies.ScreenPolicies
+    limits: scoped_limits.ScopedLimits
 
 
 # What each section of `ConfigVersion` fills.
@@ -40,6 +41,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[], Any]]] = {
     "catalog": ("catalog", registry.load),
     "prices": ("prices", pricebook.load),
     "policies": ("policies", policies.load_policies),
+    "limits": ("limits", scoped_limits.load),
 }
 
 

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from gateway import environment, recovery
 from gateway.models import GatewayProcess
+from gateway.statistics import storage as statistics
 
 _KEPT = timedelta(days=30)
 
@@ -29,3 +30,10 @@ def forget_old_processes() -> int:
 def discover_models() -> None:
     """Ask the servers whose models the environment does not name which they have now."""
     environment.rediscover(settings.ENV)
+
+
+@shared_task(name="gateway.tasks.condense_statistics")
+def condense_statistics() -> int:
+    """Make hours of old spans and days of old hours, remove what no window reaches; returns how many rows."""
+    now = timezone.now()
+    return statistics.condense(now) + statistics.forget(now)

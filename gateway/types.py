@@ -50,7 +50,7 @@ class Limit(msgspec.Struct, frozen=True):
     """One owner's throttle. Rates are per minute; None is unlimited."""
 
     scope: str
-    """key, user or team"""
+    """key, user, team, organisation, provider, deployment, model or key_model"""
     owner: str
     rpm: int | None
     tpm: int | None
@@ -65,10 +65,14 @@ class BudgetTerms(msgspec.Struct, frozen=True):
     """key, user, team or organisation"""
     owner: str
     period: str
-    """daily, weekly, monthly or total"""
+    """daily, weekly, monthly, total, or an interval as `billing.periods.custom` makes it"""
     tz: str
     limit_usd: Decimal | None
+    """What requests may use: the limit, and the grace above it where there is one."""
     limit_tokens: int | None
+    stated_usd: Decimal | None = None
+    """The limit without its grace; None where there is no grace."""
+    stated_tokens: int | None = None
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -83,6 +87,9 @@ class Caller(msgspec.Struct, frozen=True):
     limits: tuple[Limit, ...]
     budgets: tuple[BudgetTerms, ...]
     tags: tuple[str, ...]
+    max_wait_ms: int | None = None
+    """How long a request waits its turn where a limit would refuse it; None: not at all."""
+    queue_weight: int = 1
 
     @property
     def owner(self) -> str:
@@ -481,3 +488,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """After the request's arrival."""
     latency_ms: float
     error: str | None = None
+    prompt_tokens: int | None = None
+    """What the provider bills although it was not this attempt that answered, where that is known."""
+    cost_usd: str | None = None
+    """Of these, exact; part of the request's cost."""

@@ -10,7 +10,7 @@ class Actor(msgspec.Struct, frozen=True):
 
     role: Role
     via: str
-    """api, console, command, environment, system or grpc"""
+    """api, console, command, environment, file, system or grpc"""
     user_id: str | None = None
     team: str | None = None
     key_id: str | None = None
@@ -28,3 +28,5 @@ class Actor(msgspec.Struct, frozen=True):
 SYSTEM = Actor(role=Role.ADMIN, via="system")
 COMMAND = Actor(role=Role.ADMIN, via="command")
 ENVIRONMENT = Actor(role=Role.ADMIN, via="environment")
+FILE = Actor(role=Role.ADMIN, via="file")
+"""The configuration file (`gateway.config_file`)."""

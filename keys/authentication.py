@@ -3,11 +3,12 @@
 import hmac
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from billing import periods
 from gateway.errors import AuthenticationFailed, KeyExpired, KeyRevoked, Unavailable
 from gateway.types import BudgetTerms, Caller, Limit, Role
 from keys import secrets
@@ -25,6 +26,8 @@ class Credential(msgspec.Struct, frozen=True):
     expires_at: float | None
     valid_until: float | None
     """End of a rotated secret's grace."""
+    dated: bool = False
+    """Some budget of the caller's applies on certain days only."""
 
 
 _CACHED = 10_000  # secrets whose digest is remembered: an HMAC costs 4 to 17 µs
@@ -73,14 +76,22 @@ def authenticate(
         raise KeyExpired("The API key has expired.")
     if found.valid_until is not None and found.valid_until <= now:
         raise AuthenticationFailed("The API key was replaced by rotation.")
-    return found.caller
+    return _on_this_day(found.caller, now) if found.dated else found.caller
+
+
+def _on_this_day(caller: Caller, now: float) -> Caller:
+    """With the budgets alone whose period has begun and not ended."""
+    at = datetime.fromtimestamp(now, UTC)
+    budgets = tuple(terms for terms in caller.budgets if periods.covers(terms.period, terms.tz, at))
+    return msgspec.structs.replace(caller, budgets=budgets)
 
 
 _COLUMNS = (
     "id", "name", "role", "digest", "previous_digest", "previous_until", "allowed_models", "expires_at", "revoked_at",
-    "tags", "rate_limit_rpm", "rate_limit_tpm", "max_parallel",
+    "tags", "rate_limit_rpm", "rate_limit_tpm", "max_parallel", "max_wait_ms", "queue_weight",
     "user__username", "user__rate_limit_rpm", "user__rate_limit_tpm", "user__max_parallel",
     "team__name", "team__rate_limit_rpm", "team__rate_limit_tpm", "team__max_parallel",
+    "team__max_wait_ms", "user__team__max_wait_ms", "team__queue_weight", "user__team__queue_weight",
     "user__team__name", "user__team__rate_limit_rpm", "user__team__rate_limit_tpm", "user__team__max_parallel",
 )  # fmt: skip
 
@@ -102,9 +113,11 @@ def _credentials(row: dict[str, Any], budgets: Mapping[tuple[str, str], list[Bud
     caller = _caller(row, budgets)
     revoked = row["revoked_at"] is not None
     expires_at = _epoch(row["expires_at"])
-    yield Credential(row["digest"], caller, revoked, expires_at, None)
+    dated = any(periods.is_custom(terms.period) for terms in caller.budgets)
+    yield Credential(row["digest"], caller, revoked, expires_at, None, dated)
     if row["previous_digest"]:
-        yield Credential(row["previous_digest"], caller, revoked, expires_at, _epoch(row["previous_until"]) or 0.0)
+        until = _epoch(row["previous_until"]) or 0.0
+        yield Credential(row["previous_digest"], caller, revoked, expires_at, until, dated)
 
 
 def _caller(row: dict[str, Any], budgets: Mapping[tuple[str, str], list[BudgetTerms]]) -> Caller:
@@ -127,6 +140,8 @@ def _caller(row: dict[str, Any], budgets: Mapping[tuple[str, str], list[BudgetTe
         limits=tuple(limit for limit in limits if limit is not None),
         budgets=tuple(terms for owner in [*owners, ("organisation", "")] for terms in budgets.get(owner, ())),
         tags=tuple(row["tags"] or ()),
+        max_wait_ms=row["max_wait_ms"] if row["max_wait_ms"] is not None else row[f"{team_prefix}max_wait_ms"],
+        queue_weight=row["queue_weight"] * (row[f"{team_prefix}queue_weight"] or 1),
     )
 
 

@@ -3,7 +3,8 @@
 from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
-from django.core.validators import MinValueValidator
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils import timezone
 
@@ -12,6 +13,11 @@ from gateway.versioning import Versioned, VersionedQuerySet
 from keys import secrets
 
 ROLE_CHOICES = [(role.value, role.value.replace("_", " ")) for role in Role]
+
+
+LONGEST_WAIT_MS = 600_000
+"""Ten minutes: no client and no proxy before us has the patience for more."""
+MOST_QUEUE_WEIGHT = 100
 
 
 class Limited(models.Model):
@@ -31,13 +37,30 @@ class Limited(models.Model):
         abstract = True
 
 
-class Team(Limited, Versioned):
+class Queued(models.Model):
+    """Whether an owner's requests wait where a limit would refuse them."""
+
+    max_wait_ms = models.PositiveIntegerField(
+        "longest wait", null=True, blank=True, validators=[MinValueValidator(1), MaxValueValidator(LONGEST_WAIT_MS)],
+        help_text="Milliseconds that a request waits its turn where a rate limit would refuse it; empty: not at all.",
+    )  # fmt: skip
+    queue_weight = models.PositiveSmallIntegerField(
+        "share of the queue", default=1, validators=[MinValueValidator(1), MaxValueValidator(MOST_QUEUE_WEIGHT)],
+        help_text="Of two that wait at one limit, one of weight 3 is served three times as often as one of 1.",
+    )  # fmt: skip
+
+    class Meta:
+        abstract = True
+
+
+class Team(Limited, Queued, Versioned):
     """People and keys that share limits, budgets and a place in reports."""
 
     snapshot_section = "keys"
 
     name = models.CharField(max_length=200, unique=True)
     cost_centre = models.CharField(max_length=100, blank=True, help_text="For charging back.")
+    managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
@@ -122,7 +145,7 @@ class KeyStatus(models.TextChoices):
     EXPIRED = "expired"
 
 
-class VirtualKey(Limited, Versioned):
+class VirtualKey(Limited, Queued, Versioned):
     """A key that programs call the gateway with. The secret itself is never stored, only its keyed hash."""
 
     snapshot_section = "keys"
@@ -163,6 +186,57 @@ class VirtualKey(Limited, Versioned):
         if self.expires_at is not None and self.expires_at <= timezone.now():
             return KeyStatus.EXPIRED
         return KeyStatus.ACTIVE
+
+
+class LimitScope(models.TextChoices):
+    """What a `RateLimit` is of. A key's, user's, team's and deployment's limits are fields of their own."""
+
+    ORGANISATION = "organisation"
+    PROVIDER = "provider"
+    MODEL = "model"
+    KEY_MODEL = "key_model", "key and model"
+
+
+class RateLimit(Limited, Versioned):
+    """A limit of everybody's requests: all of them, those to a provider, those for a model, or a key's for a model."""
+
+    snapshot_section = "limits"
+
+    scope = models.CharField(max_length=20, choices=LimitScope.choices)
+    owner = models.CharField(
+        max_length=200, blank=True, default="", help_text="Slug of the provider, or id of the key; else empty."
+    )
+    model = models.CharField(
+        max_length=200, blank=True, default="", help_text="The name that clients ask for, of a deployment or group."
+    )
+    managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["scope", "owner", "model"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["scope", "owner", "model"], name="one_limit_a_scope"),
+        ]
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.scope, self.owner, self.model) if part)
+
+    def clean(self) -> None:
+        """Raises `ValidationError` for an owner or model that the scope needs, or has none of."""
+        named = {"owner": self.scope in _OWNED, "model": self.scope in _MODELLED}
+        wrong = {
+            name: "This scope needs one." if needed else "This scope has none."
+            for name, needed in named.items()
+            if bool(getattr(self, name)) != needed
+        }
+        if wrong:
+            raise ValidationError(wrong)
+        if self.rate_limit_rpm is None and self.rate_limit_tpm is None and self.max_parallel is None:
+            raise ValidationError({"rate_limit_rpm": "A limit limits something: to lift it, delete it."})
+
+
+_OWNED = (LimitScope.PROVIDER, LimitScope.KEY_MODEL)
+_MODELLED = (LimitScope.MODEL, LimitScope.KEY_MODEL)
 
 
 class LoginFailure(models.Model):

@@ -49,6 +49,8 @@ LIMIT_FIELDS = frozenset(
         "rate_limit_rpm",
         "rate_limit_tpm",
         "max_parallel",
+        "max_wait_ms",
+        "queue_weight",
         "allowed_models",
     }
 )
@@ -59,12 +61,16 @@ ACTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "keys": ("read", "create", "update", "rotate", "revoke"),
         "key_limits": ("read", "update"),
+        "limits": ("read", "create", "update", "delete"),
         "spend": ("read",),
         "budgets": ("read", "create", "update", "delete"),
+        "alerts": ("read", "update"),
+        "webhooks": ("read", "create", "update", "delete"),
         "prices": ("read", "create", "update", "delete"),
         "reports": ("read", "create"),
         "providers": ("read", "create", "update", "delete"),
         "routing": ("read", "create", "update", "delete"),
+        "routing_stats": ("read",),
         "policies": ("read", "create", "update", "delete"),
         "security_events": ("read",),
         "security_counts": ("read",),
@@ -74,12 +80,14 @@ ACTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "audit": ("read",),
     }
 )
-"""Every resource and what can be done with it. `policies` are security's; `key_limits` are LIMIT_FIELDS of a key."""
+"""Every resource and what can be done with it. `policies` are security's, `key_limits` are LIMIT_FIELDS of a key,
+`limits` those of everybody."""
 
 _ALL = Grant(Reach.ALL)
 _TEAM = Grant(Reach.TEAM)
 _OWN = Grant(Reach.OWN)
 _NAMES = Grant(Reach.ALL, frozenset({"slug", "name"}))
+_TOTALS = Grant(Reach.ALL, frozenset({"total_requests", "successful_requests", "failed_requests"}))
 _READ_ALL = {"read": _ALL}
 
 
@@ -93,12 +101,15 @@ MATRIX: Mapping[Role, Mapping[str, Mapping[str, Grant]]] = MappingProxyType(
         Role.FINANCE: {
             "keys": _READ_ALL,
             "key_limits": _READ_ALL,
+            "limits": _READ_ALL,
             "spend": _READ_ALL,
             "budgets": _write(_ALL, "budgets"),
+            "alerts": _write(_ALL, "alerts"),
             "prices": _write(_ALL, "prices"),
             "reports": _write(_ALL, "reports"),
             "providers": {"read": _NAMES},
             "routing": {"read": _NAMES},
+            "routing_stats": {"read": _TOTALS},
             "policies": {"read": _NAMES},
             "people": _READ_ALL,
         },
@@ -108,10 +119,12 @@ MATRIX: Mapping[Role, Mapping[str, Mapping[str, Grant]]] = MappingProxyType(
                 "create": Grant(Reach.TEAM, KEY_FIELDS - {"role"}),
                 "update": Grant(Reach.TEAM, KEY_FIELDS - {"role", "user_id", "team"}),
             },
-            "key_limits": _write(_TEAM, "key_limits"),
+            # A larger share of the queue is at the expense of other teams.
+            "key_limits": {"read": _TEAM, "update": Grant(Reach.TEAM, LIMIT_FIELDS - {"queue_weight"})},
             "spend": {"read": _TEAM},
             # The team's own budget only downwards, those below it within it: billing.services sees to the amounts.
             "budgets": {**_write(_TEAM, "budgets"), "update": Grant(Reach.TEAM, BUDGET_LIMITS)},
+            "routing_stats": {"read": _TOTALS},
             "security_counts": {"read": _TEAM},
             "people": {
                 "read": _TEAM,
@@ -128,6 +141,7 @@ MATRIX: Mapping[Role, Mapping[str, Mapping[str, Grant]]] = MappingProxyType(
             "key_limits": {"read": _OWN},
             "spend": {"read": _OWN},
             "budgets": {"read": _OWN},
+            "routing_stats": {"read": _TOTALS},
             "security_counts": {"read": _OWN},
             "sessions": _write(_OWN, "sessions"),
             "collections": _write(_OWN, "collections"),
@@ -135,12 +149,15 @@ MATRIX: Mapping[Role, Mapping[str, Mapping[str, Grant]]] = MappingProxyType(
         Role.VIEWER: {
             "keys": _READ_ALL,
             "key_limits": _READ_ALL,
+            "limits": _READ_ALL,
             "spend": _READ_ALL,
             "budgets": _READ_ALL,
+            "alerts": _READ_ALL,
             "prices": _READ_ALL,
             "reports": _READ_ALL,
             "providers": _READ_ALL,
             "routing": _READ_ALL,
+            "routing_stats": _READ_ALL,
             "policies": _READ_ALL,
             "security_counts": _READ_ALL,
             "people": _READ_ALL,
@@ -202,6 +219,15 @@ def require_over(
     require(actor, resource, action)
     if not _covers(actor, reach(actor, resource, action), user_id=user_id, team=team, key_id=key_id):
         raise PermissionDenied(f"That is not yours to {action}.")
+
+
+def refuse_managed(actor: Actor, managed_by: str) -> None:
+    """What the environment or a file defines is applied again at each start: elsewhere it is only read.
+
+    Raises `Conflict`.
+    """
+    if managed_by and actor.via not in (managed_by, "system", "command"):
+        raise Conflict(f"It is defined by the {managed_by}: change it there.")
 
 
 def _covers(actor: Actor, reach: Reach, *, user_id: str | None, team: str | None, key_id: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Reading keys and people, narrowed to what the actor may see: other people's are not found."""
+"""Reading keys, people and limits, narrowed to what the actor may see: other people's are not found."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from django.utils import timezone
 from gateway.types import BudgetTerms
 from keys import policy
 from keys.actors import Actor
-from keys.models import KeyStatus, Team, User, VirtualKey
+from keys.models import KeyStatus, RateLimit, Team, User, VirtualKey
 
 KEY_TEAM = ("team__name", "user__team__name")
 """A key's team is its own, else its user's: as the data plane reads it."""
@@ -93,4 +93,18 @@ def find_team(*, actor: Actor, name: str) -> Team:
     found = teams(actor=actor).filter(name=name).first()
     if found is None:
         raise Http404("No such team.")
+    return found
+
+
+def limits(*, actor: Actor, scope: str | None = None) -> QuerySet[RateLimit]:
+    """The limits of everybody, by scope, owner and model: all of them, for who may see them."""
+    rows = policy.scope(RateLimit.objects.all(), actor, "limits")
+    return rows if scope is None else rows.filter(scope=scope)
+
+
+def find_limit(*, actor: Actor, limit_id: int) -> RateLimit:
+    """Raises `Http404`."""
+    found = limits(actor=actor).filter(pk=limit_id).first()
+    if found is None:
+        raise Http404("No such limit.")
     return found

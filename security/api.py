@@ -1,4 +1,4 @@
-"""`/api/audit`: who changed what."""
+"""`/api/audit`: who changed what; and what can be said of a policy."""
 
 from typing import Any
 
@@ -7,12 +7,25 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from keys.api import fields
 from keys.api.base import ApiView, checked_query, next_page
-from keys.api.fields import Name
+from keys.api.fields import Boolean, Name, StrictSerializer
 from keys.api.queries import RangeQuery, cursor
 from security.models import AuditEntry
+from security.policies import LONGEST_TERM, MOST_TERMS, Scope
 
 _LOOKUPS = {"start": "at__gte", "end": "at__lt", "cursor": "id__lt"}
+
+
+class NewPolicy(StrictSerializer):
+    """A policy of the screen, as a configuration file has it. What its actions may be the model says."""
+
+    name = Name(max_length=200)
+    scope = serializers.ChoiceField(Scope.choices, required=False)
+    owner = Name(max_length=200, required=False, allow_blank=True, help_text="Key id or team; none: the organisation.")
+    actions = serializers.DictField(child=Name(max_length=20), required=False, help_text="By category.")
+    blocked_terms = fields.names(most=MOST_TERMS, length=LONGEST_TERM)
+    enabled = Boolean(required=False)
 
 
 class AuditQuery(RangeQuery):

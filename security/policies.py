@@ -79,6 +79,7 @@ class Policy(Versioned):
         help_text="Plain terms of 3 to 200 characters, found in any case and inside longer words: category custom.",
     )
     enabled = models.BooleanField(default=True)
+    managed_by = models.CharField(max_length=20, blank=True, default="", editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:

@@ -5,7 +5,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from billing.models.budgets import Period, Scope
+from billing.models.budgets import HIGHEST_THRESHOLD, LONGEST_PERIOD, MOST_THRESHOLDS, Mode, Period, Scope
 from keys.api import fields
 from keys.api.fields import Boolean, Dollars, Integer, Name, StrictSerializer
 from keys.api.queries import RangeQuery, TimeZoneName
@@ -18,6 +18,21 @@ class BudgetPatch(StrictSerializer):
     tz = TimeZoneName(max_length=60, required=False)
     limit_dollars = Dollars(required=False, allow_null=True)
     limit_tokens = Integer(min_value=0, max_value=fields.MAX_BIGINT, required=False, allow_null=True)
+    starts_on = serializers.DateField(required=False, help_text="First day of a custom period, in `tz`.")
+    days = Integer(min_value=1, max_value=LONGEST_PERIOD, required=False, help_text="Length of a custom period.")
+    repeats = Boolean(required=False, help_text="A custom period is followed by another; false: it ends for good.")
+    mode = serializers.ChoiceField(
+        Mode.choices,
+        required=False,
+        help_text="hard (the default): nothing beyond the limit. grace: up to `grace_percent` above it.",
+    )
+    grace_percent = Integer(min_value=1, max_value=100, required=False, help_text="Of the limit; default 10.")
+    alert_thresholds = serializers.ListField(
+        child=Integer(min_value=1, max_value=HIGHEST_THRESHOLD),
+        max_length=MOST_THRESHOLDS,
+        required=False,
+        help_text="Per cents of the limit at which to raise an alert, each once a period; default 50, 80, 100.",
+    )
 
 
 class NewBudget(BudgetPatch):
@@ -83,6 +98,13 @@ class BudgetData(serializers.Serializer[Any]):
     tz = serializers.CharField()
     limit_dollars = Dollars(allow_null=True)
     limit_tokens = serializers.IntegerField(allow_null=True)
+    starts_on = serializers.DateField(allow_null=True)
+    days = serializers.IntegerField(allow_null=True)
+    repeats = serializers.BooleanField()
+    mode = serializers.ChoiceField(Mode.choices)
+    grace_percent = serializers.IntegerField()
+    alert_thresholds = serializers.ListField(child=serializers.IntegerField())
+    managed_by = serializers.CharField(help_text="Not empty: defined elsewhere, and only read here.")
     created_at = serializers.DateTimeField()
 
     get_key_id = _owned_by(Scope.KEY)
@@ -187,6 +209,16 @@ class UsageData(serializers.Serializer[Any]):
     session_id = serializers.CharField(allow_null=True)
     tags = serializers.ListField(child=serializers.CharField())
     security_action = serializers.CharField(allow_null=True)
+    routing = serializers.DictField(
+        required=False,
+        help_text="How the deployment was chosen: pool, strategy, of (so many). Only where there was a choice.",
+    )
+
+    def to_representation(self, instance: Any) -> dict[str, Any]:
+        data = super().to_representation(instance)
+        if data["routing"] is None:
+            del data["routing"]
+        return data
 
 
 class UsageList(serializers.Serializer[Any]):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.http import Http404
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import status
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,6 +17,9 @@ from keys import services as key_services
 from keys.actors import Actor
 from keys.api.base import ApiView, actor_of, checked, checked_query, next_page, page, paged
 from keys.api.queries import PageQuery, cursor
+from keys.api.serializers import Problem
+
+DEFINED_ELSEWHERE = OpenApiResponse(Problem, "It is defined elsewhere, by its `managed_by`.")
 
 
 class BudgetsView(ApiView):
@@ -29,7 +32,11 @@ class BudgetsView(ApiView):
         budgets = selectors.budgets(actor=actor_of(request))
         return paged("budgets", serializers.BudgetData(page(budgets, query), many=True).data, budgets.count(), query)
 
-    @extend_schema(request=serializers.NewBudget, responses={201: serializers.BudgetData}, operation_id="set_budget")
+    @extend_schema(
+        request=serializers.NewBudget,
+        responses={201: serializers.BudgetData, 409: DEFINED_ELSEWHERE},
+        operation_id="set_budget",
+    )
     def post(self, request: Request) -> Response:
         """Give a key, user, team or the organisation a budget, in place of the one they have for the period."""
         actor = actor_of(request)
@@ -68,15 +75,19 @@ class BudgetView(ApiView):
         """A budget, with the figures of its current period."""
         return Response(_detail(selectors.find_budget(actor=actor_of(request), budget_id=budget_id)))
 
-    @extend_schema(request=serializers.BudgetPatch, responses=serializers.BudgetDetail, operation_id="update_budget")
+    @extend_schema(
+        request=serializers.BudgetPatch,
+        responses={200: serializers.BudgetDetail, 409: DEFINED_ELSEWHERE},
+        operation_id="update_budget",
+    )
     def patch(self, request: Request, budget_id: int) -> Response:
-        """Change a budget's limits or time zone; what is omitted stays."""
+        """Change a budget; what is omitted stays. Whose it is and its period are for good."""
         actor = actor_of(request)
         budget = selectors.find_budget(actor=actor, budget_id=budget_id)
         changes = checked(serializers.BudgetPatch, request, partial=True)
         return Response(_detail(services.update_budget(actor=actor, budget=budget, changes=changes)))
 
-    @extend_schema(responses={204: None}, operation_id="delete_budget")
+    @extend_schema(responses={204: None, 409: DEFINED_ELSEWHERE}, operation_id="delete_budget")
     def delete(self, request: Request, budget_id: int) -> Response:
         """Lift a budget."""
         actor = actor_of(request)

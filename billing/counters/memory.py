@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 import msgspec
 import structlog
 from django.db import DatabaseError
 
+from billing.counters import drift
 from billing.counters.base import Amount, Headroom, Owners
 from billing.counters.refusals import exceeded
 from billing.ledger import LedgerWriter
@@ -20,8 +21,14 @@ from gateway.types import BudgetTerms
 log = structlog.get_logger()
 
 ZERO = Decimal(0)
+_LATE = timedelta(hours=6)  # no request lives longer: one that arrived before a period's end may hold after it
+_VERIFY = 86_400.0  # seconds between two comparisons with the ledger
 SpentSince = Callable[[str, str, datetime, datetime | None], tuple[Decimal, int]]
 """(scope, owner, from, until) → dollars and tokens on the ledger."""
+
+
+_Terms = tuple[int, str, str]
+"""Of a budget, what a counter depends on: its id, period and time zone."""
 
 
 class _Counter:
@@ -43,6 +50,12 @@ class _Counter:
     def covers(self, at: datetime) -> bool:
         return self.start <= at and (self.until is None or at < self.until)
 
+    def is_over(self, at: datetime) -> bool:
+        """Whether nobody can ask for it any more at `at`, or hold anything in it."""
+        if self.reserved_usd or self.reserved_tokens:
+            return False
+        return self.failed or (self.until is not None and self.until < at - _LATE)
+
 
 class _Reservation(msgspec.Struct, frozen=True):
     counters: tuple[_Counter, ...]
@@ -55,9 +68,11 @@ class MemoryCounters:
     def __init__(self, writer: LedgerWriter, read: SpentSince = spent_since) -> None:
         self._writer = writer
         self._read = read
-        self._by_budget: dict[int, _Counter] = {}
+        self._by_budget: dict[_Terms, list[_Counter]] = {}
+        """Around a period's end both the old one and the new one are asked for."""
         self._by_owner: dict[tuple[str, str], set[_Counter]] = {}
         self._held: dict[str, _Reservation] = {}
+        self._verification: asyncio.Task[None] | None = None
 
     async def headroom(self, terms: tuple[BudgetTerms, ...], at: datetime) -> Headroom:
         usd: Decimal | None = None
@@ -106,25 +121,66 @@ class MemoryCounters:
                     counter.tokens += spent.tokens
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """End the daily comparison."""
+        if self._verification is not None:
+            self._verification.cancel()
+
+    async def verify(self) -> int:
+        """Read each budget once more and compare; the ledger is right. Returns how many differed."""
+        counters = [(number, one) for (number, *_), found in self._by_budget.items() for one in found]
+        return sum([await self._differs(number, counter) for number, counter in counters])
+
+    async def _differs(self, number: int, counter: _Counter) -> bool:
+        # Beside the old one: both are told of the same settlements while the ledger is read.
+        anew = self._counter(counter.owner, counter.start, counter.until)
+        try:
+            await anew.loaded
+        except GuardUnavailable:
+            return False
+        finally:
+            self._by_owner[anew.owner].discard(anew)
+        if not counter.ready or (counter.usd, counter.tokens) == (anew.usd, anew.tokens):
+            return False
+        drift.report(
+            counter.owner[0], budget=number, counted=Amount(counter.usd, counter.tokens),
+            ledger=Amount(anew.usd, anew.tokens),
+        )  # fmt: skip
+        counter.usd, counter.tokens = anew.usd, anew.tokens
+        return True
+
+    async def _verify_daily(self) -> None:
+        while True:
+            await asyncio.sleep(_VERIFY)
+            await self.verify()
 
     async def _counters(self, terms: tuple[BudgetTerms, ...], at: datetime) -> list[_Counter]:
         found = []
         for budget in terms:
-            counter = self._by_budget.get(budget.id)
-            if counter is None or not counter.covers(at) or counter.failed:
-                counter = self._new_counter(budget, counter, at)
+            counters = self._by_budget.get((budget.id, budget.period, budget.tz), ())
+            for counter in counters:
+                if counter.covers(at) and not counter.failed:
+                    break
+            else:
+                counter = self._new_counter(budget, at)
             if not counter.ready:
                 await asyncio.shield(counter.loaded)
             found.append(counter)
         return found
 
-    def _new_counter(self, budget: BudgetTerms, counter: _Counter | None, at: datetime) -> _Counter:
-        if counter is not None:
-            self._by_owner[counter.owner].discard(counter)
-        start, until = bounds(budget.period, budget.tz, at)
-        counter = _Counter((budget.scope, budget.owner), start, until, asyncio.get_running_loop().create_future())
-        self._by_budget[budget.id] = counter
+    def _new_counter(self, budget: BudgetTerms, at: datetime) -> _Counter:
+        counter = self._counter((budget.scope, budget.owner), *bounds(budget.period, budget.tz, at))
+        before = self._by_budget.setdefault((budget.id, budget.period, budget.tz), [])
+        for one in before:
+            if one.is_over(at):
+                self._by_owner[one.owner].discard(one)
+        before[:] = [*(one for one in before if not one.is_over(at)), counter]
+        if self._verification is None:
+            self._verification = asyncio.get_running_loop().create_task(self._verify_daily())
+        return counter
+
+    def _counter(self, owner: tuple[str, str], start: datetime, until: datetime | None) -> _Counter:
+        """One that counts from now on, and reads what was before."""
+        counter = _Counter(owner, start, until, asyncio.get_running_loop().create_future())
         self._by_owner.setdefault(counter.owner, set()).add(counter)
         self._load(counter)
         return counter

@@ -1,4 +1,7 @@
-"""Bodies and answers of `/api/providers`, `/api/deployments` and `/api/models`."""
+"""Bodies and answers of `/api/providers`, `/api/deployments`, `/api/models` and `/api/routing/weights`.
+
+The entries of a configuration file are the same bodies (`gateway.config_file`).
+"""
 
 from typing import Any
 
@@ -6,14 +9,21 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from gateway import providers, services
-from gateway.models import Deployment, ModelGroup, Provider
+from gateway.capabilities import CAPABILITIES
+from gateway.models import Deployment, ModelGroup, Provider, TrafficWeight
 from gateway.routing import strategies
 from keys.api import fields
 from keys.api.fields import Boolean, Integer, Name, StrictSerializer
+from keys.api.queries import PageQuery
 
 MIN_INTEGER = -(2**31)
-MAX_MEMBERS = 200
-"""Deployments of a group: each request's plan sorts them."""
+MAX_FALLBACKS = 20
+"""Groups: each request may walk through all of them, and those behind them."""
+
+_OPTIONAL = frozenset({"tools", "vision", "audio", "documents", "json_schema"})
+"""What a list is taken to tell all of. Of chat and streaming, which hardly anything lacks, it need not speak."""
+
+_DEFINED = "Not empty: defined elsewhere, and only read here."
 
 
 class Seconds(serializers.FloatField):
@@ -38,6 +48,46 @@ class Headers(serializers.Field[dict[str, str], Any, Any, Any]):
         if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
             self.fail("invalid")
         return data
+
+
+@extend_schema_field(
+    {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {name: {"type": "boolean"} for name in CAPABILITIES},
+                "additionalProperties": False,
+            },
+            {"type": "array", "items": {"type": "string", "enum": list(CAPABILITIES)}},
+        ]
+    }
+)
+class Capabilities(serializers.Field[dict[str, bool], Any, Any, Any]):
+    """`{name: there}`, or the names of those that are there: then the others of `_OPTIONAL` are not. Shown as the
+    object; which names there are the model says.
+    """
+
+    default_error_messages = {"invalid": "An object of capabilities, each true or false; or a list of their names."}
+
+    def to_internal_value(self, data: Any) -> dict[str, bool]:
+        if isinstance(data, list) and all(isinstance(name, str) for name in data):
+            return dict.fromkeys(sorted(_OPTIONAL), False) | dict.fromkeys(data, True)
+        if not isinstance(data, dict):
+            self.fail("invalid")
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+class Version(Name):
+    """null: none, which is a version too, as far as traffic weights go."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"max_length": 60, "allow_null": True, "required": False, **options})
+
+    def to_representation(self, value: Any) -> Any:
+        return value or None
 
 
 class Strategy(serializers.ChoiceField):
@@ -96,7 +146,7 @@ class ProviderData(serializers.Serializer[Provider]):
     timeouts = Timeouts(source="*", required=False)
     price_book = serializers.CharField(required=False)
     enabled = serializers.BooleanField()
-    managed_by = serializers.CharField(required=False, help_text="Not empty: defined elsewhere, and only read here.")
+    managed_by = serializers.CharField(required=False, help_text=_DEFINED)
     created_at = serializers.DateTimeField(required=False)
 
     def get_api_key_set(self, provider: Provider) -> bool:
@@ -136,8 +186,13 @@ class NewDeployment(StrictSerializer):
     priority = Integer(
         min_value=MIN_INTEGER, max_value=fields.MAX_INTEGER, required=False, help_text="Lower goes first."
     )
-    max_output = fields.limit(help_text="Tokens; null: unknown, 4 096.")
+    version = Version(help_text="What traffic weights split by.")
+    max_parallel = fields.limit(fields.MAX_INTEGER, help_text="Requests at a time; null: no limit.")
+    rpm = fields.limit(fields.MAX_INTEGER, help_text="Requests a minute; null: no limit.")
+    tpm = fields.limit(help_text="Tokens a minute; null: no limit.")
     context_window = fields.limit(help_text="Tokens; null: unknown.")
+    max_output = fields.limit(help_text="Tokens; null: unknown, 4 096.")
+    capabilities = Capabilities(required=False, help_text="Unknown ones count as there.")
     strategy = Strategy()
     enabled = Boolean(required=False)
 
@@ -150,11 +205,16 @@ class DeploymentData(serializers.Serializer[Deployment]):
     upstream_model = serializers.CharField(required=False)
     weight = serializers.IntegerField(required=False)
     priority = serializers.IntegerField(required=False)
-    max_output = serializers.IntegerField(required=False, allow_null=True)
+    version = Version()
+    max_parallel = serializers.IntegerField(required=False, allow_null=True)
+    rpm = serializers.IntegerField(required=False, allow_null=True)
+    tpm = serializers.IntegerField(required=False, allow_null=True)
     context_window = serializers.IntegerField(required=False, allow_null=True)
+    max_output = serializers.IntegerField(required=False, allow_null=True)
+    capabilities = serializers.DictField(child=serializers.BooleanField(), required=False)
     strategy = Strategy()
     enabled = serializers.BooleanField()
-    managed_by = serializers.CharField(required=False, help_text="Not empty: defined elsewhere, and only read here.")
+    managed_by = serializers.CharField(required=False, help_text=_DEFINED)
     created_at = serializers.DateTimeField(required=False)
 
 
@@ -176,8 +236,19 @@ class NewModelGroup(StrictSerializer):
     deployments = serializers.ListField(
         child=Name(max_length=200),
         min_length=1,
-        max_length=MAX_MEMBERS,
-        help_text="Names of deployments, in the order in which failover tries them; always the whole list.",
+        max_length=services.MAX_MEMBERS,
+        help_text="Names of deployments, in the order in which failover tries them; always the whole list. "
+        "`provider/model` or a model's own name stands for all deployments that the model has now.",
+    )
+    fallbacks = serializers.ListField(
+        child=Name(max_length=200),
+        max_length=MAX_FALLBACKS,
+        required=False,
+        help_text="Names of groups that answer where none of these deployments can, in order; always the whole list.",
+    )
+    hedging = Boolean(
+        required=False,
+        help_text="Ask a second deployment once the first is slower than 19 in 20 of its answers; both are paid for.",
     )
 
 
@@ -187,16 +258,64 @@ class ModelGroupData(serializers.Serializer[ModelGroup]):
     name = serializers.CharField()
     strategy = Strategy()
     deployments = serializers.SerializerMethodField(required=False)
-    managed_by = serializers.CharField(required=False, help_text="Not empty: defined elsewhere, and only read here.")
+    fallbacks = serializers.SerializerMethodField(required=False)
+    hedging = serializers.BooleanField(required=False)
+    managed_by = serializers.CharField(required=False, help_text=_DEFINED)
     created_at = serializers.DateTimeField(required=False)
 
     def get_deployments(self, group: ModelGroup) -> list[str]:
         members = sorted(group.members.all(), key=lambda member: (member.position, member.pk))
         return [member.deployment.name for member in members]
 
+    def get_fallbacks(self, group: ModelGroup) -> list[str]:
+        rows = sorted(group.fallbacks.all(), key=lambda row: (row.position, row.pk))
+        return [row.fallback.name for row in rows]
+
 
 class ModelGroupList(serializers.Serializer[Any]):
     models = ModelGroupData(many=True)
+    total = serializers.IntegerField()
+    limit = serializers.IntegerField()
+    offset = serializers.IntegerField()
+
+
+# ── traffic weights ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class GroupName(Name):
+    """null: all traffic, where a group has no weight of its own for the version."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"max_length": 200, "allow_null": True, "required": False, **options})
+
+
+class NewTrafficWeight(StrictSerializer):
+    """`PUT` and `POST` of a weight: there is one for each version and group."""
+
+    version = Name(max_length=60)
+    weight = Integer(min_value=0, max_value=100, help_text="Among those of the other versions; 0 drains.")
+    group = GroupName()
+
+
+class TrafficWeightData(serializers.Serializer[TrafficWeight]):
+    """A weight. To a role that reads names: version and group alone."""
+
+    version = serializers.CharField()
+    group = serializers.CharField(source="group.name", allow_null=True, default=None)
+    weight = serializers.IntegerField(required=False)
+    managed_by = serializers.CharField(required=False, help_text=_DEFINED)
+
+
+class TrafficWeightQuery(StrictSerializer):
+    group = Name(max_length=200, required=False, help_text="Whose weight; omitted: the one for all traffic.")
+
+
+class TrafficWeightsQuery(PageQuery):
+    group = Name(max_length=200, required=False, help_text="Those of this model group alone.")
+
+
+class TrafficWeightList(serializers.Serializer[Any]):
+    weights = TrafficWeightData(many=True)
     total = serializers.IntegerField()
     limit = serializers.IntegerField()
     offset = serializers.IntegerField()

@@ -1,4 +1,5 @@
-"""`/api/providers`, `/api/deployments` and `/api/models`: what the data plane calls, and under which names.
+"""`/api/providers`, `/api/deployments`, `/api/models` and `/api/routing/weights`: what the data plane calls, under
+which names, and how traffic is split.
 
 A body is looked at before the object is looked for: everything here is the organisation's, so that it tells nobody
 anything that they may not know.
@@ -6,7 +7,7 @@ anything that they may not know.
 
 from typing import Any, TypeVar
 
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 from django.http import Http404
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import status
@@ -16,7 +17,7 @@ from rest_framework.serializers import BaseSerializer
 
 from gateway import services
 from gateway.api import bodies
-from gateway.models import Deployment, ModelGroup, Provider
+from gateway.models import Deployment, ModelGroup, Provider, TrafficWeight
 from keys import policy
 from keys.actors import Actor
 from keys.api.base import ApiView, actor_of, checked, checked_query, page, paged
@@ -33,11 +34,18 @@ BESIDE_NAMES = frozenset({"kind", "enabled"})
 """What a role that reads names is shown with them: it says whether the name is in use, and nothing of where."""
 
 
-def _shown(serializer: type[BaseSerializer[Any]], row: Any, actor: Actor, resource: str) -> dict[str, Any]:
+def _shown(
+    serializer: type[BaseSerializer[Any]],
+    row: Any,
+    actor: Actor,
+    resource: str,
+    *,
+    beside_names: frozenset[str] = BESIDE_NAMES,
+) -> dict[str, Any]:
     """The row's fields that the policy lets this actor see."""
     data = dict(serializer(row).data)
     allowed = policy.allowed_fields(actor, resource, "read")
-    return data if allowed is None else {name: data[name] for name in data if name in allowed | BESIDE_NAMES}
+    return data if allowed is None else {name: data[name] for name in data if name in allowed | beside_names}
 
 
 def _found(rows: QuerySet[R], **names: Any) -> R:
@@ -187,7 +195,7 @@ class DeploymentView(ApiView):
 
 
 def _groups() -> QuerySet[ModelGroup]:
-    return ModelGroup.objects.prefetch_related("members__deployment").order_by("name")
+    return ModelGroup.objects.prefetch_related("members__deployment", "fallbacks__fallback").order_by("name")
 
 
 def _group(group: ModelGroup, actor: Actor) -> dict[str, Any]:
@@ -230,7 +238,7 @@ class ModelGroupView(ApiView):
         operation_id="update_model_group",
     )
     def patch(self, request: Request, name: str) -> Response:
-        """Change a model group; what is omitted stays, `deployments` takes the place of the whole list."""
+        """Change a model group; what is omitted stays, `deployments` and `fallbacks` take the place of whole lists."""
         actor = actor_of(request)
         changes = checked(bodies.NewModelGroup, request, partial=True)
         group = services.update_group(actor=actor, group=_found(_groups(), name=name), changes=changes)
@@ -238,6 +246,72 @@ class ModelGroupView(ApiView):
 
     @extend_schema(responses={204: None, 409: DEFINED_ELSEWHERE}, operation_id="delete_model_group")
     def delete(self, request: Request, name: str) -> Response:
-        """Delete a model group; its deployments stay."""
+        """Delete a model group, its traffic weights and its places among others' fallbacks; its deployments stay."""
         services.delete_group(actor=actor_of(request), group=_found(_groups(), name=name))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+# ── traffic weights ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _weights() -> QuerySet[TrafficWeight]:
+    """Those for all traffic first, by version."""
+    return TrafficWeight.objects.select_related("group").order_by(F("group__name").asc(nulls_first=True), "version")
+
+
+def _weight(weight: TrafficWeight, actor: Actor) -> dict[str, Any]:
+    # Its version and group are its name.
+    return _shown(bodies.TrafficWeightData, weight, actor, "routing", beside_names=frozenset({"version", "group"}))
+
+
+def _set_weight(request: Request) -> Response:
+    actor = actor_of(request)
+    weight, is_new = services.set_traffic_weight(actor=actor, **checked(bodies.NewTrafficWeight, request))
+    return Response(_weight(weight, actor), status.HTTP_201_CREATED if is_new else status.HTTP_200_OK)
+
+
+_SET_WEIGHT: dict[str, Any] = {
+    "request": bodies.NewTrafficWeight,
+    "responses": {200: bodies.TrafficWeightData, 201: bodies.TrafficWeightData, 409: DEFINED_ELSEWHERE},
+}
+
+
+class TrafficWeightsView(ApiView):
+    resource = "routing"
+    actions = {**ApiView.actions, "PUT": "update"}
+
+    @extend_schema(
+        parameters=[bodies.TrafficWeightsQuery], responses=bodies.TrafficWeightList, operation_id="list_traffic_weights"
+    )
+    def get(self, request: Request) -> Response:
+        """The shares of the traffic that versions of deployments get: those for all traffic first."""
+        query, rows = checked_query(bodies.TrafficWeightsQuery, request), _weights()
+        if "group" in query:
+            rows = rows.filter(group__name=query["group"])
+        shown = [_weight(row, actor_of(request)) for row in page(rows, query)]
+        return paged("weights", shown, rows.count(), query)
+
+    @extend_schema(**_SET_WEIGHT, operation_id="set_traffic_weight")
+    def put(self, request: Request) -> Response:
+        """Give a version a share of the traffic: of one group's, or of all. The same again changes nothing."""
+        return _set_weight(request)
+
+    @extend_schema(**_SET_WEIGHT, operation_id="add_traffic_weight")
+    def post(self, request: Request) -> Response:
+        """As `PUT`, for clients that make things with `POST`."""
+        return _set_weight(request)
+
+
+class TrafficWeightView(ApiView):
+    resource = "routing"
+
+    @extend_schema(
+        parameters=[bodies.TrafficWeightQuery],
+        responses={204: None, 409: DEFINED_ELSEWHERE},
+        operation_id="remove_traffic_weight",
+    )
+    def delete(self, request: Request, version: str) -> Response:
+        """Take a weight away: a version without one counts 100."""
+        query = checked_query(bodies.TrafficWeightQuery, request)
+        services.remove_traffic_weight(actor=actor_of(request), version=version, **query)
         return Response(status=status.HTTP_204_NO_CONTENT)

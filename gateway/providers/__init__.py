@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gateway.providers.base import Provider
 
-_NOT_VENDORS = frozenset({"base", "reading", "ndjson", "sse"})
+_NOT_VENDORS = frozenset({"base", "reading", "ndjson", "sse", "waits"})
 
 
 class RegistryError(Exception):

@@ -7,9 +7,7 @@ chunks of a stream). Redirects are not followed. What an upstream says in an err
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, ClassVar
 
 import aiohttp
@@ -26,6 +24,7 @@ from gateway.errors import (
     UpstreamTimeout,
 )  # fmt: skip
 from gateway.providers.reading import StreamReader
+from gateway.providers.waits import asked_wait, used_up
 from gateway.types import (
     ChatRequest,
     Completion,
@@ -81,6 +80,8 @@ class Provider(ABC):
         self.config = config
         self.in_use = 0
         """Requests that are being served through it."""
+        self.on_used_up: Callable[[str, float], None] = _ignored
+        """Is told of a deployment of whose limits an answer says that nothing is left, and for how many seconds."""
 
     @staticmethod
     def auth_headers(api_key: str | None) -> dict[str, str]:
@@ -214,6 +215,8 @@ class HttpProvider(Provider):
         """Send, and return the response once its headers say 200; the caller lets go of it."""
         response = await self._sent(url, self._head(call.request, url), call.data)
         if response.status == 200:
+            if (wait := used_up(response.headers)) is not None:
+                self.on_used_up(call.deployment.name, wait)
             return response
         try:
             raise await self._refusal(response)
@@ -271,17 +274,15 @@ class HttpProvider(Provider):
 
     async def _refusal(self, response: Response) -> InvalidRequest | UpstreamError:
         """What a status other than 200 means for the client."""
-        status, wait = response.status, _asked_wait(response.headers)
+        status, wait = response.status, asked_wait(response.headers)
         if status in (401, 402, 403):
-            return UpstreamCredentialsRejected(
-                f"The provider rejected the gateway's credentials (status {status}).",
-                upstream_status=status,
-                retry_after=wait,
-            )
+            return _rejected(status, wait)
         try:
             error = self.read_error(await self._whole(response, _LONGEST_ERROR))
         except UpstreamError:
             error = UpstreamMessage("", None, None)
+        if error.no_credit:
+            return _rejected(status, wait)
         message = self._cleaned(error.message)
         if status in _CLIENTS_FAULT or error.code == ContextLengthExceeded.code:
             return InvalidRequest(message or "The provider refused the request.", param=error.param, code=error.code)
@@ -357,8 +358,15 @@ class UpstreamMessage(msgspec.Struct, frozen=True):
     message: str
     param: str | None
     code: str | None
+    no_credit: bool = False
+    """The account has run dry: no request of anybody's will be served until it is filled."""
 
 
+# What providers say with other statuses than 402: OpenAI with 429, Anthropic with 400 (lesson 34).
+_NO_CREDIT_CODES = frozenset(
+    {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"}
+)
+_NO_CREDIT = ("credit balance is too low", "insufficient balance")
 # Codes of an upstream that mean the same at our door; others would be names of nobody's contract.
 _SHARED_CODES = frozenset({"context_length_exceeded", "unsupported_parameter"})
 
@@ -371,64 +379,24 @@ def _message_of(error: Any) -> UpstreamMessage:
         message if isinstance(message, str) else "",
         param[:100] if isinstance(param, str) else None,
         code if isinstance(code, str) and code in _SHARED_CODES else None,
+        no_credit=any(isinstance(name, str) and name in _NO_CREDIT_CODES for name in (code, error.get("type")))
+        or (isinstance(message, str) and any(words in message.lower() for words in _NO_CREDIT)),
     )
+
+
+def _rejected(status: int, wait: float | None) -> UpstreamCredentialsRejected:
+    return UpstreamCredentialsRejected(
+        f"The provider rejected the gateway's credentials or account (status {status}).",
+        upstream_status=status,
+        retry_after=wait,
+    )
+
+
+def _ignored(deployment: str, seconds: float) -> None:
+    """Nobody asked."""
 
 
 def _unreachable(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return "The provider could not be reached."
     return "The connection to the provider failed."
-
-
-# What is left of a limit, and when it is full again: OpenAI's names (and those who speak as it does), Anthropic's.
-_LIMITS = tuple(
-    names
-    for what in ("requests", "tokens")
-    for names in (
-        (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}"),
-        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset"),
-    )
-)
-_LONGEST_WAIT = 3600.0  # seconds; beyond an hour it is a mistake more often than a plan
-_SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
-_SPAN_SECONDS = (86_400.0, 3600.0, 60.0, 1.0, 0.001)
-
-
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an upstream wants to be left alone, at most an hour: the longest of its `retry-after` and of the
-    limits of which it says that nothing is left; None where it says neither.
-    """
-    waits = [_seconds(headers.get("retry-after"))]
-    waits += [_seconds(headers.get(reset)) for left, reset in _LIMITS if headers.get(left, "").strip() == "0"]
-    return max((wait for wait in waits if wait is not None), default=None)
-
-
-def _seconds(value: str | None) -> float | None:
-    """A time to wait, in seconds, at most an hour: a number, a span (`6m0s`), an HTTP date or an RFC 3339 time."""
-    value = (value or "").strip()
-    if not value or len(value) > 64:
-        return None
-    seconds = _number(value)
-    if seconds is None and (moment := _moment(value)) is not None:
-        seconds = max((moment - datetime.now(UTC)).total_seconds(), 0.0)
-    return min(seconds, _LONGEST_WAIT) if seconds is not None and seconds >= 0 else None
-
-
-def _number(value: str) -> float | None:
-    if span := _SPAN.fullmatch(value):
-        return sum(float(part) * unit for part, unit in zip(span.groups(), _SPAN_SECONDS, strict=True) if part)
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
-def _moment(value: str) -> datetime | None:
-    """A date of one of the two kinds; one without a zone is UTC's, as HTTP has it."""
-    for read in (parsedate_to_datetime, datetime.fromisoformat):
-        try:
-            moment = read(value)
-        except (ValueError, OverflowError):
-            continue
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return None

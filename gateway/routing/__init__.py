@@ -3,8 +3,11 @@
 To add one:
 
 1. Put `gateway/routing/<slug>.py` here; the module's name is the strategy's.
-2. In it, define `order(candidates, signals) -> list[Deployment]`: every candidate once, best first, pure.
-3. Read nothing but its arguments; what it needs to know of the past is a field of `signals.Signals`.
+2. In it, define `order(candidates, signals, occasion)`: an iterator over every candidate once, best first, that does
+   no more work for the first than it must, since the first mostly answers; and `score(deployment, signals, occasion)`,
+   the number that it goes by, for whoever asks why.
+3. Read nothing but the arguments; what it needs to know of the past is a field of `signals.Signals`, what of the
+   request one of `signals.Occasion`.
 4. Add `tests/gateway/routing/test_<slug>.py` with a subclass of `StrategyContract` and an input it reorders.
 5. Add the name to `ROUTING_STRATEGY`'s values in `ailb_project.env`.
 """
@@ -17,16 +20,20 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from gateway.routing.signals import Signals
+    from gateway.routing.signals import Occasion, Signals
     from gateway.types import Deployment
 
 _NOT_STRATEGIES = frozenset({"signals"})
 
 
-class Order(Protocol):
-    def __call__(self, candidates: Sequence[Deployment], signals: Signals) -> list[Deployment]: ...
+class Strategy(Protocol):
+    """A module of this package."""
+
+    def order(self, candidates: Sequence[Deployment], signals: Signals, occasion: Occasion) -> Iterator[Deployment]: ...
+
+    def score(self, deployment: Deployment, signals: Signals, occasion: Occasion) -> float: ...
 
 
 def strategies() -> list[str]:
@@ -39,9 +46,9 @@ def strategy_choices() -> list[tuple[str, str]]:
 
 
 @cache
-def order(name: str) -> Order:
-    """A strategy's function; `KeyError` where there is none of that name."""
+def strategy(name: str) -> Strategy:
+    """A strategy; `KeyError` where there is none of that name."""
     if name not in strategies():
         raise KeyError(name)
-    found: Order = importlib.import_module(f"{__name__}.{name}").order
+    found: Strategy = importlib.import_module(f"{__name__}.{name}")
     return found

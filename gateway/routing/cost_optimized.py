@@ -1,19 +1,24 @@
-"""The cheapest first, by what this request is expected to cost there."""
+"""The cheapest first, by what this request is expected to cost there, what its provider's cache saves included."""
 
-from collections.abc import Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from gateway.routing.signals import Signals
+from gateway.routing.signals import Occasion, Signals
 from gateway.types import Deployment
 
-_UNPRICED = Decimal("Infinity")  # unknown is not free
+
+def order(candidates: Sequence[Deployment], signals: Signals, occasion: Occasion) -> Iterator[Deployment]:
+    """By expected cost; unpriced ones last, since unknown is not free; equal ones by priority."""
+    cost = occasion.cost
+    scores: list[Any] = [cost(d.name) for d in candidates]
+    if scores.count(min(scores)) > 1:
+        scores = [(score, d.priority) for score, d in zip(scores, candidates, strict=True)]
+    cheapest = candidates[scores.index(min(scores))]
+    yield cheapest
+    cost = occasion.counted()
+    yield from sorted((d for d in candidates if d is not cheapest), key=lambda d: (cost(d.name), d.priority))
 
 
-def order(candidates: Sequence[Deployment], signals: Signals) -> list[Deployment]:
-    """By expected cost; unpriced ones last, equal ones by priority."""
-
-    def key(deployment: Deployment) -> tuple[Decimal, int]:
-        cost = signals.cost(deployment.name)
-        return (_UNPRICED if cost is None else cost, deployment.priority)
-
-    return sorted(candidates, key=key)
+def score(deployment: Deployment, signals: Signals, occasion: Occasion) -> float:
+    """In 1e-18 US dollars, infinity where unpriced."""
+    return occasion.cost(deployment.name)

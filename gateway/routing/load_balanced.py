@@ -3,20 +3,54 @@
 Mitzenmacher 2001: two choices keep the longest queue at log log n, and need no agreement between processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gateway.routing import random
-from gateway.routing.signals import Signals
+from gateway.routing.random import draws
+from gateway.routing.signals import Occasion, Signals
 from gateway.types import Deployment
 
 
-def order(candidates: Sequence[Deployment], signals: Signals) -> list[Deployment]:
-    """A weighted draw whose first two are put in the order of their load."""
-    drawn = random.order(candidates, signals)
-    if len(drawn) > 1 and drawn[1].weight and _load(drawn[1], signals) < _load(drawn[0], signals):
-        drawn[0], drawn[1] = drawn[1], drawn[0]
-    return drawn
+def order(candidates: Sequence[Deployment], signals: Signals, occasion: Occasion) -> Iterator[Deployment]:
+    """A holder of the prompt, else the better of two draws; those without room come last."""
+    late: list[Deployment] = []
+    drawn = _with_room(draws(candidates, signals, occasion), signals, late)
+    first = signals.holder(candidates, occasion)
+    if first is not None:
+        yield first
+    else:
+        yield from _better_of_two(drawn, candidates, signals, occasion)
+    for deployment in drawn:
+        if deployment is not first:
+            yield deployment
+    yield from late
 
 
-def _load(deployment: Deployment, signals: Signals) -> float:
-    return (signals.in_flight.get(deployment.name, 0) + 1) / max(deployment.weight, 1)
+def score(deployment: Deployment, signals: Signals, occasion: Occasion) -> float:
+    """What it would have in flight with one more, for its weight."""
+    return signals.load(deployment)
+
+
+def _with_room(drawn: Iterator[Deployment], signals: Signals, late: list[Deployment]) -> Iterator[Deployment]:
+    for deployment in drawn:
+        if signals.full(deployment):
+            late.append(deployment)
+        else:
+            yield deployment
+
+
+def _better_of_two(
+    drawn: Iterator[Deployment], candidates: Sequence[Deployment], signals: Signals, occasion: Occasion
+) -> Iterator[Deployment]:
+    one = next(drawn, None)
+    if one is None:
+        return
+    if occasion.point is not None and not signals.overloaded(one, candidates):
+        yield one  # where requests of its kind meet: the choice would part them
+        return
+    two = next(drawn, None)
+    if two is None:
+        yield one
+    elif two.weight and signals.load(two) < signals.load(one):
+        yield from (two, one)
+    else:
+        yield from (one, two)

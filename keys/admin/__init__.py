@@ -1,5 +1,5 @@
-"""The console's pages of keys and people."""
+"""The console's pages of keys, people and limits."""
 
-from keys.admin import people, virtual_keys
+from keys.admin import limits, people, virtual_keys
 
-__all__ = ["people", "virtual_keys"]
+__all__ = ["limits", "people", "virtual_keys"]

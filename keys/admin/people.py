@@ -28,6 +28,10 @@ from keys.policy import Reach
 from keys.signing_in import SignInForm
 
 _LIMITS = ("Limits", {"fields": (("rate_limit_rpm", "rate_limit_tpm", "max_parallel"),)})
+_LIMITS_AND_QUEUE = (
+    "Limits",
+    {"fields": (("rate_limit_rpm", "rate_limit_tpm", "max_parallel"), ("max_wait_ms", "queue_weight"))},
+)
 _ROLES = {"admin": "danger", "finance": "info", "team_lead": "warning", "viewer": "primary"}
 
 
@@ -154,7 +158,7 @@ class TeamAdmin(PeopleAdmin):
     search_fields = ("name", "cost_centre")
     ordering = ("name",)
     readonly_fields = ("created_at",)
-    fieldsets = ((None, {"fields": ("name", "cost_centre", "created_at")}), _LIMITS)
+    fieldsets = ((None, {"fields": ("name", "cost_centre", "created_at")}), _LIMITS_AND_QUEUE)
 
     def scoped(self, actor: Actor, action: str) -> models.QuerySet:
         return selectors.teams(actor=actor, action=action)

@@ -49,7 +49,7 @@ class KeyForm(forms.ModelForm):
         model = VirtualKey
         fields = (
             "name", "user", "team", "role", "allowed_models", "rate_limit_rpm", "rate_limit_tpm", "max_parallel",
-            "expires_at", "metadata", "tags",
+            "max_wait_ms", "queue_weight", "expires_at", "metadata", "tags",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -119,6 +119,7 @@ class VirtualKeyAdmin(ConsoleAdmin):
                 "fields": (
                     ("monthly_quota_dollars", "monthly_quota_tokens"),
                     ("rate_limit_rpm", "rate_limit_tpm", "max_parallel"),
+                    ("max_wait_ms", "queue_weight"),
                 )
             },
         ),
@@ -136,6 +137,7 @@ class VirtualKeyAdmin(ConsoleAdmin):
                     "spent",
                     ("monthly_quota_dollars", "monthly_quota_tokens"),
                     ("rate_limit_rpm", "rate_limit_tpm", "max_parallel"),
+                    ("max_wait_ms", "queue_weight"),
                 )
             },
         ),
@@ -157,8 +159,8 @@ class VirtualKeyAdmin(ConsoleAdmin):
         if action == "read":
             return policy.allowed_fields(actor, "keys", "read")
         named = policy.allowed_fields(actor, "keys", action)
-        limits = policy.reach(actor, "key_limits", "update") is not Reach.NONE
-        return (policy.KEY_FIELDS if named is None else named) | (policy.LIMIT_FIELDS if limits else frozenset())
+        limits = policy.allowed_fields(actor, "key_limits", "update")
+        return (policy.KEY_FIELDS if named is None else named) | (policy.LIMIT_FIELDS if limits is None else limits)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return super().has_change_permission(request, obj) and (obj is None or _is_theirs(request, obj))

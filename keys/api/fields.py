@@ -14,6 +14,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from billing.fields import QUANTUM
+from keys.models import LONGEST_WAIT_MS, MOST_QUEUE_WEIGHT
 
 MAX_BIGINT = 2**63 - 1
 MAX_INTEGER = 2**31 - 1
@@ -22,6 +23,7 @@ MAX_DOLLARS = Decimal(9_000_000)
 MAX_METADATA = 16 * 1024
 """Bytes of JSON: notes about a key, not a document."""
 MAX_DEPTH = 10
+UNKNOWN = "Unknown field."
 _UNKNOWN_TOLD = 20  # field names echoed of a body that is all wrong
 
 
@@ -30,7 +32,7 @@ class StrictSerializer(serializers.Serializer[Any]):
 
     def to_internal_value(self, data: Any) -> Any:
         unknown = sorted(set(data) - set(self.fields), key=str) if isinstance(data, Mapping) else []
-        told = {str(name)[:100]: ["Unknown field."] for name in unknown[:_UNKNOWN_TOLD]}
+        told = {str(name)[:100]: [UNKNOWN] for name in unknown[:_UNKNOWN_TOLD]}
         try:
             value = super().to_internal_value(data)
         except serializers.ValidationError as error:
@@ -145,6 +147,18 @@ def strings(value: Any) -> list[str]:
 def limit(maximum: int = MAX_BIGINT, **options: Any) -> Integer:
     """A rate or number of requests: one or more, null for no limit."""
     return Integer(min_value=1, max_value=maximum, allow_null=True, required=False, **options)
+
+
+def longest_wait() -> Integer:
+    """How long a request waits its turn at a limit; null: not at all, or as its team's do."""
+    told = "Milliseconds that a request waits its turn where a limit would refuse it; null: none, or its team's."
+    return Integer(min_value=1, max_value=LONGEST_WAIT_MS, allow_null=True, required=False, help_text=told)
+
+
+def queue_weight() -> Integer:
+    """Among those that wait at one limit."""
+    told = "Of those that wait at one limit, 3 is served three times as often as 1; a key's and its team's multiply."
+    return Integer(min_value=1, max_value=MOST_QUEUE_WEIGHT, required=False, help_text=told)
 
 
 def names(*, most: int, length: int, **options: Any) -> serializers.ListField:

@@ -34,6 +34,8 @@ class NewKey(StrictSerializer):
     rate_limit_rpm = fields.limit()
     rate_limit_tpm = fields.limit()
     max_parallel = fields.limit(fields.MAX_INTEGER)
+    max_wait_ms = fields.longest_wait()
+    queue_weight = fields.queue_weight()
     allowed_models = fields.names(
         most=1000, length=200, allow_null=True, allow_empty=False, help_text="null: every model."
     )
@@ -81,6 +83,8 @@ class KeyData(serializers.Serializer[Any]):
     rate_limit_rpm = serializers.IntegerField(source="key.rate_limit_rpm", allow_null=True)
     rate_limit_tpm = serializers.IntegerField(source="key.rate_limit_tpm", allow_null=True)
     max_parallel = serializers.IntegerField(source="key.max_parallel", allow_null=True)
+    max_wait_ms = serializers.IntegerField(source="key.max_wait_ms", allow_null=True)
+    queue_weight = serializers.IntegerField(source="key.queue_weight")
     allowed_models = serializers.ListField(source="key.allowed_models", child=serializers.CharField(), allow_null=True)
     expires_at = serializers.DateTimeField(source="key.expires_at", allow_null=True)
     revoked_at = serializers.DateTimeField(source="key.revoked_at", allow_null=True)
@@ -163,6 +167,8 @@ class NewTeam(StrictSerializer):
     rate_limit_rpm = fields.limit()
     rate_limit_tpm = fields.limit()
     max_parallel = fields.limit(fields.MAX_INTEGER)
+    max_wait_ms = fields.longest_wait()
+    queue_weight = fields.queue_weight()
 
 
 class TeamPatch(StrictSerializer):
@@ -172,6 +178,8 @@ class TeamPatch(StrictSerializer):
     rate_limit_rpm = fields.limit()
     rate_limit_tpm = fields.limit()
     max_parallel = fields.limit(fields.MAX_INTEGER)
+    max_wait_ms = fields.longest_wait()
+    queue_weight = fields.queue_weight()
 
 
 class TeamData(serializers.Serializer[Any]):
@@ -180,6 +188,9 @@ class TeamData(serializers.Serializer[Any]):
     rate_limit_rpm = serializers.IntegerField(allow_null=True)
     rate_limit_tpm = serializers.IntegerField(allow_null=True)
     max_parallel = serializers.IntegerField(allow_null=True)
+    max_wait_ms = serializers.IntegerField(allow_null=True)
+    queue_weight = serializers.IntegerField()
+    managed_by = serializers.CharField(help_text="Not empty: defined elsewhere, and only read here.")
     created_at = serializers.DateTimeField()
 
 

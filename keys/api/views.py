@@ -156,7 +156,9 @@ class TeamView(ApiView):
         """A team."""
         return Response(serializers.TeamData(selectors.find_team(actor=actor_of(request), name=name)).data)
 
-    @extend_schema(request=serializers.TeamPatch, responses=serializers.TeamData, operation_id="update_team")
+    @extend_schema(
+        request=serializers.TeamPatch, responses={200: serializers.TeamData, 409: CONFLICT}, operation_id="update_team"
+    )
     def patch(self, request: Request, name: str) -> Response:
         """Change a team; what is omitted stays."""
         actor = actor_of(request)

@@ -3,17 +3,21 @@
 Requests that run are members of a sorted set a limit, scored with the end of a lease that their process renews: what
 a dead process left behind ends by itself within `_LEASE`. A call that Redis answered to a broken connection may be
 counted in a rate twice; never in concurrency.
+
+While Redis does not answer, each process admits what its own part of the limits holds (`keys.limits.share`). When it is
+back it is told of the requests that run and of what was taken meanwhile.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from ailb_project.shared_redis import Orphaned, Outbox, Script, SharedRedis, Unreachable
-from gateway.errors import GuardUnavailable
 from gateway.types import Limit
 from keys.limits import refusals
 from keys.limits.base import Admission, Gauge
-from keys.limits.memory import token_burst
+from keys.limits.memory import Owner, token_burst
+from keys.limits.share import LocalShare
 
 _LEASE = 60.0  # seconds that a running request counts without a sign of life from its process
 _RENEW = 20.0  # a third of it: two renewals may get lost
@@ -107,7 +111,7 @@ return tightest
 )
 
 # A batch of an `Outbox`: [age, "leave", id, [owner, …]] | [age, "give", tokens, [[owner, tokens a minute], …]]
-# | [age, "renew", lease, [[id, owner, …], …]]
+# | [age, "renew", lease, [[id, owner, …], …]] | [age, "took", requests or tokens, units, owner, so many a minute]
 _APPLY = (
     _COMMON
     + """
@@ -121,6 +125,8 @@ for _, command in ipairs(args[3]) do
     for _, limit in ipairs(command[4]) do
       take(prefix .. ':tokens:' .. limit[1], 60e6 / limit[2], -command[3])
     end
+  elseif command[2] == 'took' then
+    take(prefix .. ':' .. command[3] .. ':' .. command[5], 60e6 / command[6], command[4])
   else
     for _, request in ipairs(command[4]) do
       for i = 2, #request do lease(prefix .. ':running:' .. request[i], request[1], command[3]) end
@@ -137,33 +143,53 @@ _REFUSED = (b"parallel", b"requests", b"tokens")
 class RedisLimits:
     """`Limits` shared by all processes on one Redis."""
 
-    def __init__(self, client: SharedRedis, process_id: str, *, lease: float = _LEASE, renew: float = _RENEW) -> None:
+    def __init__(
+        self,
+        client: SharedRedis,
+        process_id: str,
+        processes: Callable[[], int] = lambda: 1,
+        *,
+        lease: float = _LEASE,
+        renew: float = _RENEW,
+    ) -> None:
+        """`processes` tells how many gateway processes live."""
         self._client = client
         self._admit = client.script(_ADMIT)
         self._take = client.script(_TAKE)
         self._outbox = Outbox(client, client.script(_APPLY), process_id)
+        self._share = LocalShare(processes)
         self._lease = lease
         self._renew_every = renew
-        self._running: dict[str, list[str]] = {}
+        self._running: dict[str, tuple[Owner, ...]] = {}
+        self._untold: set[str] = set()
+        """Those of them that Redis does not know."""
         self._renewal: asyncio.TimerHandle | None = None
+        client.on_return.append(self._returned)
 
     async def admit(self, request_id: str, limits: tuple[Limit, ...]) -> Admission:
         wanted = [limit for limit in limits if limit.rpm is not None or limit.max_parallel is not None]
         if not wanted:
             return Admission(request_id, limits)
-        parallel = [_owner(limit) for limit in wanted if limit.max_parallel is not None]
-        terms = [[_owner(limit), _or_false(limit.rpm), _or_false(limit.max_parallel)] for limit in wanted]
+        parallel = tuple((limit.scope, limit.owner) for limit in wanted if limit.max_parallel is not None)
 
         def end(_: Any) -> None:
-            # The client left while Redis was asked: whatever it said, nobody will give the place back.
-            self._leave(request_id, parallel)
+            # The client left while Redis was asked, or it did not answer: nobody will give that place back.
+            self._tell_left(request_id, parallel)
 
-        reply = await self._ask(self._admit, [request_id, self._lease, terms], end)
-        self._refuse(reply, wanted)
+        try:
+            reply = await self._ask(self._admit, [request_id, self._lease, _terms(wanted)], end)
+        except Unreachable:
+            gauge = self._share.admit(wanted)
+            if parallel:
+                self._untold.add(request_id)
+        else:
+            self._refuse(reply, wanted)
+            gauge = _gauge(reply, [limit.rpm for limit in wanted])
         if parallel:
             self._running[request_id] = parallel
+            self._share.enter(parallel)
             self._keep_renewing()
-        return Admission(request_id, limits, _gauge(reply, [limit.rpm for limit in wanted]))
+        return Admission(request_id, limits, gauge)
 
     async def take_tokens(self, request_id: str, limits: tuple[Limit, ...], tokens: int) -> Gauge | None:
         wanted = [(limit, limit.tpm, token_burst(limit.tpm)) for limit in limits if limit.tpm is not None]
@@ -177,20 +203,32 @@ class RedisLimits:
             if reply is not None and reply[0] not in _REFUSED:
                 self.give_back_tokens(limits, tokens)
 
-        arguments = [tokens, [[_owner(limit), tpm, burst] for limit, tpm, burst in wanted]]
-        reply = await self._ask(self._take, arguments, give_back)
-        self._refuse(reply, [limit for limit, _, _ in wanted])
+        arguments = [tokens, [[_name(limit.scope, limit.owner), tpm, burst] for limit, tpm, burst in wanted]]
+        try:
+            reply = await self._ask(self._take, arguments, give_back)
+        except Unreachable:
+            return self._share.take_tokens(limits, tokens)
+        self._refuse(reply, [limit for limit, _, _ in wanted], tokens)
         return _gauge(reply, [tpm for _, tpm, _ in wanted])
 
     def give_back_tokens(self, limits: tuple[Limit, ...], tokens: int) -> None:
-        wanted = [[_owner(limit), limit.tpm] for limit in limits if limit.tpm is not None]
+        if self._client.is_down:
+            # A bucket in Redis has filled up by itself before this could arrive there.
+            self._share.give_back_tokens(limits, tokens)
+            return
+        wanted = [[_name(limit.scope, limit.owner), limit.tpm] for limit in limits if limit.tpm is not None]
         if wanted and tokens:
             self._outbox.put(["give", tokens, wanted])
 
     def leave(self, admission: Admission) -> None:
         parallel = self._running.pop(admission.request_id, None)
-        if parallel is not None:
-            self._leave(admission.request_id, parallel)
+        if parallel is None:
+            return
+        self._share.leave(parallel)
+        if admission.request_id in self._untold:
+            self._untold.discard(admission.request_id)
+        else:
+            self._tell_left(admission.request_id, parallel)
 
     async def close(self) -> None:
         """Let go of connections, after what was given back has been sent."""
@@ -201,7 +239,7 @@ class RedisLimits:
 
     async def _ask(self, script: Script, arguments: list[Any], orphaned: Orphaned) -> list[Any]:
         """One script's answer. A refusal counts only after what this process gave back before has arrived: a caller who
-        sends its requests one after the other must not meet itself.
+        sends its requests one after the other must not meet itself. Raises `Unreachable`.
         """
         pending = self._outbox.pending
         try:
@@ -211,7 +249,7 @@ class RedisLimits:
         except Unreachable as error:
             if error.sent:
                 orphaned(None)
-            raise GuardUnavailable("Limits cannot be checked at the moment.", retry_after=1) from None
+            raise
         return list(reply)
 
     @staticmethod
@@ -227,9 +265,9 @@ class RedisLimits:
         tpm = limit.tpm or 1
         raise refusals.rate(limit, "tokens", tpm, value / 1e6, burst=token_burst(tpm), units=tokens)
 
-    def _leave(self, request_id: str, parallel: list[str]) -> None:
+    def _tell_left(self, request_id: str, parallel: tuple[Owner, ...]) -> None:
         if parallel:
-            self._outbox.put(["leave", request_id, parallel])
+            self._outbox.put(["leave", request_id, [_name(*owner) for owner in parallel]])
 
     def _keep_renewing(self) -> None:
         if self._renewal is None:
@@ -238,12 +276,29 @@ class RedisLimits:
     def _renew(self) -> None:
         self._renewal = None
         if self._running:
-            self._outbox.put(["renew", self._lease, [[name, *owners] for name, owners in self._running.items()]])
+            if not self._client.is_down:
+                self._tell_running()
             self._keep_renewing()
 
+    def _tell_running(self) -> None:
+        running = [[name, *(_name(*owner) for owner in owners)] for name, owners in self._running.items()]
+        self._outbox.put(["renew", self._lease, running])
+        self._untold.clear()
 
-def _owner(limit: Limit) -> str:
-    return f"{limit.scope}:{limit.owner}"
+    def _returned(self) -> None:
+        """Redis is back: it learns what happened here meanwhile."""
+        if self._running:
+            self._tell_running()
+        for (kind, owner, per_minute), units in self._share.hand_over():
+            self._outbox.put(["took", kind, units, _name(*owner), per_minute])
+
+
+def _terms(wanted: list[Limit]) -> list[list[Any]]:
+    return [[_name(one.scope, one.owner), _or_false(one.rpm), _or_false(one.max_parallel)] for one in wanted]
+
+
+def _name(scope: str, owner: str) -> str:
+    return f"{scope}:{owner}"
 
 
 def _or_false(number: int | None) -> int | bool:

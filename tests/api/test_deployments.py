@@ -38,6 +38,8 @@ def test_everything_that_can_be_said(ada: Door, provider: Provider):
     said = {
         "name": "library/llama3:8b", "provider": "upstream", "upstream_model": "llama3:8b", "weight": 0, "priority": -3,
         "max_output": 8192, "context_window": 2**40, "strategy": "failover", "enabled": False,
+        "version": "2026-11", "max_parallel": 8, "rpm": 600, "tpm": 2**40,
+        "capabilities": {"vision": False, "tools": True},
     }  # fmt: skip
     answer = ada.post("/api/deployments", **said)
     assert answer.status == 201, answer.body
@@ -59,7 +61,8 @@ def test_the_least_that_can_be_said(ada: Door, provider: Provider):
     del body["created_at"]
     assert body == {
         **NEW, "weight": 1, "priority": 0, "max_output": None, "context_window": None, "strategy": None,
-        "enabled": True, "managed_by": "",
+        "version": None, "max_parallel": None, "rpm": None, "tpm": None, "capabilities": {}, "enabled": True,
+        "managed_by": "",
     }  # fmt: skip
 
 
@@ -70,14 +73,22 @@ def test_pages(ada: Door, provider: Provider):
     assert ([row["name"] for row in body["deployments"]], body["total"]) == (["b"], 3)
 
 
-@pytest.mark.parametrize("field", ["version", "max_parallel", "rpm", "tpm", "capabilities"])
-@pytest.mark.parametrize("value", [1, None, []])
-def test_what_is_not_there_yet_is_not_taken_and_dropped(ada: Door, provider: Provider, field: str, value: Any):
-    answer = ada.post("/api/deployments", **NEW, **{field: value})
-    assert (told_for(answer), answer.body["errors"][field]) == ({field}, ["Unknown field."])
-    make_deployment(provider)
-    assert told_for(ada.patch("/api/deployments/gpt-test", weight=2, **{field: value})) == {field}
-    assert Deployment.objects.get().weight == 1
+def test_a_list_of_capabilities_is_complete(ada: Door, provider: Provider):
+    body = ada.post("/api/deployments", **NEW, capabilities=["tools", "vision", "chat"]).body
+    told = {"tools": True, "vision": True, "audio": False, "documents": False, "json_schema": False, "chat": True}
+    assert body["capabilities"] == told
+    assert Deployment.objects.get().capabilities == told
+    body = ada.patch("/api/deployments/d", capabilities=[]).body
+    assert body["capabilities"] == dict.fromkeys(["tools", "vision", "audio", "documents", "json_schema"], False)
+    assert ada.patch("/api/deployments/d", capabilities={"audio": True}).body["capabilities"] == {"audio": True}
+    assert ada.patch("/api/deployments/d", capabilities={}).body["capabilities"] == {}
+
+
+def test_limits_and_version_are_taken_away_again(ada: Door, provider: Provider):
+    ada.post("/api/deployments", **NEW, version="v1", rpm=1, tpm=2, max_parallel=3)
+    body = ada.patch("/api/deployments/d", version=None, rpm=None, tpm=None, max_parallel=None).body
+    assert [body[name] for name in ("version", "rpm", "tpm", "max_parallel")] == [None] * 4
+    assert Deployment.objects.get().version == ""
 
 
 @pytest.mark.parametrize(
@@ -96,6 +107,13 @@ def test_what_is_not_there_yet_is_not_taken_and_dropped(ada: Door, provider: Pro
         ({"strategy": 5}, "strategy"),
         ({"strategy": ""}, "strategy"), ({"enabled": "true"}, "enabled"), ({"managed_by": ""}, "managed_by"),
         ({"created_at": None}, "created_at"), ({"surprise": 1}, "surprise"),
+        ({"version": "a b"}, "version"), ({"version": ""}, "version"), ({"version": 2}, "version"),
+        ({"version": "x" * 61}, "version"), ({"rpm": 0}, "rpm"), ({"rpm": 2**31}, "rpm"), ({"tpm": "1"}, "tpm"),
+        ({"tpm": 2**63}, "tpm"), ({"max_parallel": -1}, "max_parallel"), ({"max_parallel": 1.5}, "max_parallel"),
+        ({"capabilities": None}, "capabilities"), ({"capabilities": "tools"}, "capabilities"),
+        ({"capabilities": {"tools": 1}}, "capabilities"), ({"capabilities": {"flying": True}}, "capabilities"),
+        ({"capabilities": ["flying"]}, "capabilities"), ({"capabilities": [["tools"]]}, "capabilities"),
+        ({"capabilities": {"tools": None}}, "capabilities"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

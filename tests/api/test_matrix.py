@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from django.db import transaction
 from django.urls import URLPattern
+from django.utils import timezone
 
 from ailb_project.urls import urlpatterns
+from billing.models import Alert, Webhook
+from gateway.models import TrafficWeight
 from gateway.types import Role
 from keys import policy
 from keys.api.base import ApiView
-from keys.models import User, VirtualKey
+from keys.models import RateLimit, User, VirtualKey
 from tests.api.doors import EVERYONE, Cast
 from tests.support.world import make_deployment, make_group, make_provider
 
@@ -34,7 +37,7 @@ COLUMNS = (
     "nobody",
 )
 # Placeholders: {key} is Alice's key, {user} Alice, {team} red, {kb} {ub} {tb} {ob} the budgets of her key, of her, of
-# red and of the organisation; {p} {d} {g} are the organisation's.
+# red and of the organisation; {p} {d} {g} {w} {l} {al} {wh} are the organisation's.
 MATRIX = """
 call                                                                   ada fin lea lex ali bob cha vic adm key lon nob
 GET    /api/keys                                                       200 200 200 200 200 200 200 200 200 200 200 401
@@ -47,6 +50,8 @@ POST   /api/keys {"name":"n","user_id":"new"}                          201 403 4
 GET    /api/keys/{key}                                                 200 200 200 404 200 404 404 200 200 200 404 401
 PATCH  /api/keys/{key} {"name":"n"}                                    200 403 200 404 200 404 404 403 200 200 404 401
 PATCH  /api/keys/{key} {"rate_limit_rpm":5}                            200 403 200 404 403 404 404 403 200 403 404 401
+PATCH  /api/keys/{key} {"max_wait_ms":5}                               200 403 200 404 403 404 404 403 200 403 404 401
+PATCH  /api/keys/{key} {"queue_weight":5}                              200 403 403 404 403 404 404 403 200 403 404 401
 PATCH  /api/keys/{key} {"allowed_models":["m"]}                        200 403 200 404 403 404 404 403 200 403 404 401
 PATCH  /api/keys/{key} {"monthly_quota_dollars":90}                    200 403 200 404 403 404 404 403 200 403 404 401
 PATCH  /api/keys/{key} {"monthly_quota_dollars":101}                   200 403 403 404 403 404 404 403 200 403 404 401
@@ -76,6 +81,16 @@ PATCH  /api/billing/budgets/{tb} {"tz":"Asia/Tokyo"}                   200 200 4
 PATCH  /api/billing/budgets/{ob} {"limit_dollars":5}                   200 200 404 404 403 403 403 403 200 403 403 401
 DELETE /api/billing/budgets/{kb}                                       204 204 204 404 403 403 403 403 204 403 403 401
 DELETE /api/billing/budgets/{tb}                                       204 204 403 404 403 403 403 403 204 403 403 401
+POST /api/billing/budget {"team":"red","limit_dollars":9,"mode":"grace"} 201 201 403 404 403 403 403 403 201 403 403 401
+PATCH  /api/billing/budgets/{kb} {"alert_thresholds":[90]}             200 200 403 404 403 403 403 403 200 403 403 401
+GET    /api/alerts                                                     200 200 403 403 403 403 403 200 200 403 403 401
+POST   /api/alerts/{al}/acknowledge {}                                 200 200 403 403 403 403 403 403 200 403 403 401
+GET    /api/webhooks                                                   200 403 403 403 403 403 403 403 200 403 403 401
+POST   /api/webhooks {"url":"https://example.com/"}                    201 403 403 403 403 403 403 403 201 403 403 401
+GET    /api/webhooks/{wh}                                              200 403 403 403 403 403 403 403 200 403 403 401
+PATCH  /api/webhooks/{wh} {"enabled":false}                            200 403 403 403 403 403 403 403 200 403 403 401
+DELETE /api/webhooks/{wh}                                              204 403 403 403 403 403 403 403 204 403 403 401
+GET    /api/webhooks/{wh}/deliveries                                   200 403 403 403 403 403 403 403 200 403 403 401
 GET    /api/users                                                      200 200 200 200 403 403 403 200 200 403 403 401
 POST   /api/users {"user_id":"new"}                                    201 403 201 201 403 403 403 403 201 403 403 401
 POST   /api/users {"user_id":"new","role":"admin"}                     201 403 403 403 403 403 403 403 201 403 403 401
@@ -89,6 +104,13 @@ GET    /api/teams                                                      200 200 2
 POST   /api/teams {"name":"new"}                                       201 403 403 403 403 403 403 403 201 403 403 401
 GET    /api/teams/{team}                                               200 200 200 404 403 403 403 200 200 403 403 401
 PATCH  /api/teams/{team} {"rate_limit_rpm":5}                          200 403 403 404 403 403 403 403 200 403 403 401
+PATCH  /api/teams/{team} {"max_wait_ms":5,"queue_weight":5}            200 403 403 404 403 403 403 403 200 403 403 401
+GET    /api/limits                                                     200 200 403 403 403 403 403 200 200 403 403 401
+PUT    /api/limits {"scope":"organisation","rate_limit_rpm":5}         201 403 403 403 403 403 403 403 201 403 403 401
+POST   /api/limits {"scope":"model","model":"{d}","max_parallel":5}    201 403 403 403 403 403 403 403 201 403 403 401
+GET    /api/limits/{l}                                                 200 200 403 403 403 403 403 200 200 403 403 401
+PATCH  /api/limits/{l} {"rate_limit_rpm":6}                            200 403 403 403 403 403 403 403 200 403 403 401
+DELETE /api/limits/{l}                                                 204 403 403 403 403 403 403 403 204 403 403 401
 GET    /api/providers                                                  200 200 403 403 403 403 403 200 200 403 403 401
 POST   /api/providers {"slug":"n","kind":"openai"}                     201 403 403 403 403 403 403 403 201 403 403 401
 GET    /api/providers/{p}                                              200 200 403 403 403 403 403 200 200 403 403 401
@@ -105,6 +127,12 @@ POST   /api/models {"name":"n","deployments":["{d}"]}                  201 403 4
 GET    /api/models/{g}                                                 200 200 403 403 403 403 403 200 200 403 403 401
 PATCH  /api/models/{g} {"strategy":"random"}                           200 403 403 403 403 403 403 403 200 403 403 401
 DELETE /api/models/{g}                                                 204 403 403 403 403 403 403 403 204 403 403 401
+GET    /api/routing/stats                                              200 200 200 200 200 200 200 200 200 200 200 401
+POST   /api/routing/explain {"model":"{d}","messages":[]}              400 403 403 403 403 403 403 400 400 403 403 401
+GET    /api/routing/weights                                            200 200 403 403 403 403 403 200 200 403 403 401
+PUT    /api/routing/weights {"version":"v","weight":5}                 201 403 403 403 403 403 403 403 201 403 403 401
+POST   /api/routing/weights {"version":"v","weight":5,"group":"{g}"}   201 403 403 403 403 403 403 403 201 403 403 401
+DELETE /api/routing/weights/{w}                                        204 403 403 403 403 403 403 403 204 403 403 401
 GET    /api/audit                                                      200 403 403 403 403 403 403 403 200 403 403 401
 """
 ROWS = MATRIX.strip().splitlines()[1:]
@@ -129,6 +157,10 @@ def _fill(text: str, cast: Cast) -> str:
         "{p}": "upstream",
         "{d}": "gpt-test",
         "{g}": "fast",
+        "{w}": "old",
+        "{l}": str(RateLimit.objects.values_list("pk", flat=True).first()),
+        "{al}": str(Alert.objects.values_list("pk", flat=True).first()),
+        "{wh}": str(Webhook.objects.values_list("pk", flat=True).first()),
     }
     for name, value in names.items():
         text = text.replace(name, value)
@@ -139,6 +171,10 @@ def _fill(text: str, cast: Cast) -> str:
 def test_each_caller_gets_what_the_contract_says(cast: Cast, row: str):
     method, path, body, cells = _split(row)
     make_group("fast", make_deployment(make_provider("http://127.0.0.1:9/v1")))
+    TrafficWeight.objects.create(version="old", weight=1)
+    RateLimit.objects.create(scope="provider", owner="upstream", rate_limit_rpm=5)
+    Alert.objects.create(kind="overrun", subject="gpt-test", period_start=timezone.now())
+    Webhook.objects.create(url="https://hooks.example.com/")
     got = {}
     for who in COLUMNS:
         with transaction.atomic():
@@ -180,6 +216,8 @@ SAMPLES = {
     "rate_limit_rpm": 5,
     "rate_limit_tpm": 5,
     "max_parallel": 5,
+    "max_wait_ms": 5,
+    "queue_weight": 5,
     "allowed_models": ["m"],
 }
 

@@ -45,7 +45,8 @@ def test_a_group_keeps_the_order(ada: Door, three: list[Deployment]):
     shown = dict(answer.body)
     assert shown.pop("created_at")
     assert shown == {
-        "name": "team/fast:1", "strategy": "failover", "deployments": ["c", "lib/b:1", "a"], "managed_by": "",
+        "name": "team/fast:1", "strategy": "failover", "deployments": ["c", "lib/b:1", "a"], "fallbacks": [],
+        "hedging": False, "managed_by": "",
     }  # fmt: skip
     assert members("team/fast:1") == [("c", 0), ("lib/b:1", 1), ("a", 2)]
     assert ada.get("/api/models/team/fast:1").body == ada.get("/api/models/team%2Ffast%3A1").body == answer.body
@@ -71,7 +72,8 @@ def test_a_strategy_may_be_left_to_the_gateway(ada: Door, three: list[Deployment
         ({"deployments": ["a", "nope"]}, "deployments"), ({"deployments": ["a", "a"]}, "deployments"),
         ({"deployments": ["a", 5]}, "deployments"), ({"deployments": [{"name": "a"}]}, "deployments"),
         ({"deployments": ["a"] * 201}, "deployments"), ({"deployments": ["a\0"]}, "deployments"),
-        ({"fallbacks": ["a"]}, "fallbacks"), ({"fallbacks": []}, "fallbacks"), ({"fallbacks": None}, "fallbacks"),
+        ({"fallbacks": ["a"]}, "fallbacks"), ({"fallbacks": None}, "fallbacks"), ({"fallbacks": "a"}, "fallbacks"),
+        ({"hedging": "true"}, "hedging"), ({"hedging": None}, "hedging"), ({"deployments": ["up/a"]}, "deployments"),
         ({"managed_by": "x"}, "managed_by"), ({"surprise": 1}, "surprise"), ({"members": ["a"]}, "members"),
     ],
     ids=lambda value: str(value)[:40],
@@ -124,6 +126,68 @@ def test_a_name_that_is_taken(ada: Door, three: list[Deployment]):
     make_group("fast", *three)
     assert ada.post("/api/models", name="fast", deployments=["a"]).status == 409
     assert len(members()) == 3
+
+
+def test_a_models_name_stands_for_all_its_deployments(ada: Door, three: list[Deployment]):
+    upstream = three[0].provider
+    other = make_provider("http://127.0.0.1:8/v1", slug="other")
+    for at, name, priority in ((other, "late", 9), (upstream, "second", 0), (other, "first", -1)):
+        make_deployment(at, name, "gpt-4o", priority=priority)
+    made = ada.post("/api/models", name="g", deployments=["c", "gpt-4o"]).body
+    assert made["deployments"] == ["c", "first", "second", "late"]
+    by_provider = ada.patch("/api/models/g", deployments=["other/gpt-4o", "upstream/a", "second"]).body
+    assert by_provider["deployments"] == ["first", "late", "a", "second"]
+    # One that is named itself and by its model has the first of the two places.
+    assert ada.patch("/api/models/g", deployments=["late", "gpt-4o"]).body["deployments"] == ["late", "first", "second"]
+    # A deployment's own name comes first, even where a model is called the same.
+    make_deployment(upstream, "gpt-4o", "something-else")
+    assert ada.patch("/api/models/g", deployments=["gpt-4o"]).body["deployments"] == ["gpt-4o"]
+
+
+def test_no_group_has_more_deployments_than_its_plan_can_sort(ada: Door, three: list[Deployment]):
+    Deployment.objects.bulk_create(
+        Deployment(name=f"n{i}", provider=three[0].provider, upstream_model="many") for i in range(201)
+    )
+    assert told_for(ada.post("/api/models", name="g", deployments=["many"])) == {"deployments"}
+
+
+def test_fallbacks_keep_their_order(ada: Door, three: list[Deployment]):
+    for name in ("x", "y", "fast"):
+        make_group(name, three[0])
+    body = ada.patch("/api/models/fast", fallbacks=["y", "x"], hedging=True).body
+    assert (body["fallbacks"], body["hedging"]) == (["y", "x"], True)
+    assert ada.get("/api/models").body["models"][0] == ada.get("/api/models/fast").body == body
+    (entry,) = entries()
+    assert entry.before == {"fallbacks": [], "hedging": False}
+    assert entry.after == {"fallbacks": ["y", "x"], "hedging": True}
+    made = ada.post("/api/models", name="z", deployments=["a"], fallbacks=["fast", "x"]).body
+    assert made["fallbacks"] == ["fast", "x"]
+    assert entries()[-1].after["fallbacks"] == ["fast", "x"]
+    number = ConfigVersion.objects.get(section="catalog").number
+    assert ada.patch("/api/models/z", fallbacks=["fast", "x"]).status == 200
+    assert ConfigVersion.objects.get(section="catalog").number == number
+    assert ada.patch("/api/models/z", fallbacks=[]).body["fallbacks"] == []
+
+
+@pytest.mark.parametrize("names", [["fast"], ["x", "nope"], ["x", "x"], ["x"] * 21, [1]])
+def test_what_is_no_fallback(ada: Door, three: list[Deployment], names: list[Any]):
+    make_group("x", three[0])
+    make_group("fast", three[0])
+    assert told_for(ada.patch("/api/models/fast", fallbacks=names, strategy="random")) == {"fallbacks"}
+    assert ada.get("/api/models/fast").body["fallbacks"] == []
+    assert not entries()
+
+
+def test_deleting_one_that_others_fall_back_to_takes_its_places(ada: Door, three: list[Deployment]):
+    make_group("x", three[0])
+    make_group("fast", three[0])
+    ada.patch("/api/models/fast", fallbacks=["x"])
+    ada.send("PUT", "/api/routing/weights", {"version": "v", "weight": 1, "group": "x"})
+    assert ada.delete("/api/models/x").status == 204
+    assert ada.get("/api/models/fast").body["fallbacks"] == []
+    entry = entries()[-1]
+    assert entry.before["along"] == {"gateway.groupfallback": 1, "gateway.trafficweight": 1}
+    assert (entry.before["members"], entry.before["fallbacks"]) == (["a"], [])
 
 
 def test_deleting_one_leaves_its_deployments(ada: Door, three: list[Deployment]):

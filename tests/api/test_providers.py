@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from ailb_project.env import Env
 from gateway import discovery, environment, services, vault
-from gateway.models import ConfigVersion, Deployment, GroupMember, ModelGroup, Provider
+from gateway.models import ConfigVersion, Deployment, GroupMember, ModelGroup, Provider, TrafficWeight
 from keys.actors import COMMAND
 from security.models import AuditEntry
 from tests.api.doors import EVERYONE, Answer, Cast, Door, make_key
@@ -66,6 +66,9 @@ def told_for(answer: Answer) -> set[str]:
         (("POST", "/api/models", {"name": "g", "deployments": ["gpt-test"]}), 201),
         (("PATCH", "/api/models/fast", {"strategy": "random"}), 200),
         (("DELETE", "/api/models/fast", None), 204),
+        (("PUT", "/api/routing/weights", {"version": "v2", "weight": 5}), 201),
+        (("POST", "/api/routing/weights", {"version": "v1", "weight": 5}), 200),
+        (("DELETE", "/api/routing/weights/v1", None), 204),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )
@@ -73,6 +76,7 @@ def test_admins_write_and_nobody_else(cast: Cast, monkeypatch, call: tuple[str, 
     monkeypatch.setattr(discovery, "ask", lambda provider: ["m"])
     make_group("fast", make_deployment(provider()))
     make_provider("http://127.0.0.1:9", slug="local", kind="ollama")
+    TrafficWeight.objects.create(version="v1", weight=1)
     got = {}
     for who in EVERYONE:
         with transaction.atomic():
@@ -84,7 +88,7 @@ def test_admins_write_and_nobody_else(cast: Cast, monkeypatch, call: tuple[str, 
 @pytest.mark.parametrize(
     "path",
     ["/api/providers", "/api/providers/upstream", "/api/deployments", "/api/deployments/gpt-test", "/api/models",
-     "/api/models/fast"],
+     "/api/models/fast", "/api/routing/weights"],
 )  # fmt: skip
 def test_admin_finance_and_viewer_read(cast: Cast, path: str):
     make_group("fast", make_deployment(provider()))
@@ -101,6 +105,8 @@ def test_finance_reads_names_and_no_more(cast: Cast):
     assert fin.get("/api/deployments/gpt-test").body == {"name": "gpt-test", "enabled": True}
     assert fin.get("/api/models").body["models"] == [{"name": "fast"}]
     assert fin.get("/api/models/fast").body == {"name": "fast"}
+    TrafficWeight.objects.create(version="v1", weight=1)
+    assert fin.get("/api/routing/weights").body["weights"] == [{"version": "v1", "group": None}]
 
 
 def test_an_admin_who_acts_as_a_user_reads_nothing_here(cast: Cast):

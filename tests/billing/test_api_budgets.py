@@ -328,3 +328,88 @@ def test_services_ask_the_policy_whoever_calls_them(cast: Cast):
                     actor=actor, scope=budget.scope, owner=budget.owner, limit_dollars=Decimal(1), limit_tokens=None
                 )
     assert {budget.limit_dollars for budget in Budget.objects.all()} == {50, 60, 100, 1000}
+
+
+# ── periods, modes, thresholds ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_omitted_is_as_documented(cast: Cast):
+    made = cast["ada"].post("/api/billing/budget", user_id="bob", limit_dollars=1).body
+    told = {name: made[name] for name in ("mode", "grace_percent", "alert_thresholds", "starts_on", "days", "repeats")}
+    assert told == {
+        "mode": "hard", "grace_percent": 10, "alert_thresholds": [50, 80, 100], "starts_on": None, "days": None,
+        "repeats": False,
+    }  # fmt: skip
+
+
+def test_a_custom_period_and_its_figures(cast: Cast, monkeypatch):
+    moment = datetime(2026, 4, 1, tzinfo=UTC)
+    monkeypatch.setattr("billing.selectors.timezone.now", lambda: moment)
+    dates = {"period": "custom", "starts_on": "2026-03-03", "days": 45, "tz": "Europe/Amsterdam"}
+    made = cast["ada"].post("/api/billing/budget", key_id=cast.key.pk, limit_dollars=10, **dates)
+    assert made.status == 201
+    assert {name: made.body[name] for name in dates} == dates
+    for day, dollars in ((datetime(2026, 3, 2, 22, 59, tzinfo=UTC), "1"), (datetime(2026, 3, 2, 23, tzinfo=UTC), "2")):
+        settled(f"r{dollars}", cast.key.pk, dollars, created_at=day)
+    path = f"/api/billing/budgets/{made.body['id']}"
+    current = cast["ada"].get(path).body["current"]
+    assert (current["current_spend"], current["remaining_budget"], current["resets_at"]) == (2.0, 8.0, None)
+    repeated = cast["ada"].patch(path, repeats=True, days=14).body
+    assert (repeated["repeats"], repeated["days"]) == (True, 14)
+    assert (repeated["current"]["current_spend"], repeated["current"]["resets_at"]) == (0.0, "2026-04-13T22:00:00Z")
+
+
+def test_a_grace_is_above_the_limit_that_is_told(cast: Cast):
+    made = cast["ada"].patch(_path(cast), mode="grace", grace_percent=20).body
+    assert (made["limit_dollars"], made["mode"], made["grace_percent"]) == (50.0, "grace", 20)
+    settled("r1", cast.key.pk, "55")
+    assert (figures(cast)["remaining_budget"], figures(cast)["status"]) == (0.0, "exceeded")
+    assert figures(cast)["monthly_limit_dollars"] == 50.0
+    assert cast["ada"].get(f"/api/keys/{cast.key.pk}").body["monthly_quota_dollars"] == 50.0
+    terms = Budget.objects.get(pk=cast.budgets["alice's key"].pk).terms()
+    assert (terms.limit_usd, terms.stated_usd) == (Decimal(60), Decimal(50))
+
+
+def test_a_keys_quota_leaves_its_budgets_other_terms_alone(cast: Cast):
+    cast["ada"].patch(_path(cast), mode="grace", alert_thresholds=[90, 10])
+    cast["ada"].patch(f"/api/keys/{cast.key.pk}", monthly_quota_dollars=7)
+    told = cast["ada"].get(_path(cast)).body
+    assert (told["limit_dollars"], told["mode"], told["alert_thresholds"]) == (7.0, "grace", [10, 90])
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"period": "custom"}, "starts_on"),
+        ({"period": "custom", "starts_on": "2026-03-03"}, "days"),
+        ({"period": "custom", "starts_on": "3 March", "days": 5}, "starts_on"),
+        ({"period": "custom", "starts_on": "1999-12-31", "days": 5}, "starts_on"),
+        ({"period": "custom", "starts_on": 20260303, "days": 5}, "starts_on"),
+        ({"period": "custom", "starts_on": "2026-03-03", "days": 0}, "days"),
+        ({"period": "custom", "starts_on": "2026-03-03", "days": 3661}, "days"),
+        ({"period": "custom", "starts_on": "2026-03-03", "days": "45"}, "days"),
+        ({"period": "monthly", "starts_on": "2026-03-03", "days": 45}, "starts_on"),
+        ({"repeats": True}, "starts_on"),
+        ({"mode": "soft"}, "mode"),
+        ({"grace_percent": 0}, "grace_percent"),
+        ({"grace_percent": 101}, "grace_percent"),
+        ({"alert_thresholds": "50"}, "alert_thresholds"),
+        ({"alert_thresholds": [0]}, "alert_thresholds"),
+        ({"alert_thresholds": [1001]}, "alert_thresholds"),
+        ({"alert_thresholds": [50, 50]}, "alert_thresholds"),
+        ({"alert_thresholds": [50.5]}, "alert_thresholds"),
+        ({"alert_thresholds": list(range(1, 22))}, "alert_thresholds"),
+        ({"alert_thresholds": None}, "alert_thresholds"),
+    ],
+)
+def test_what_are_no_terms(cast: Cast, fields: dict, wrong: str):
+    answer = cast["ada"].post("/api/billing/budget", user_id="bob", limit_dollars=1, **fields)
+    assert (answer.status, list(answer.body["errors"])) == (400, [wrong])
+
+
+def test_a_lead_changes_nothing_but_the_limits_of_the_teams_own(cast: Cast):
+    def put(**fields: Any) -> int:
+        return cast["lea"].post("/api/billing/budget", **{"team": "red", "limit_dollars": 90, **fields}).status
+
+    assert [put(), put(mode="grace"), put(alert_thresholds=[]), put(tz="Asia/Tokyo")] == [201, 403, 403, 403]
+    assert cast["lea"].post("/api/billing/budget", user_id="alice", limit_dollars=5, mode="grace").status == 201

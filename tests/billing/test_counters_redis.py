@@ -36,7 +36,7 @@ from tests.billing.counters_contract import (
     held,
     left,
 )
-from tests.support.redis_server import DeafProxy, OwnRedis, own_prefix
+from tests.support.redis_server import DeafProxy, OwnRedis, own_prefix, until_reachable
 
 redis_only = pytest.mark.redis
 BOB = Owners("key_2", "bob", "blue")
@@ -585,6 +585,242 @@ async def test_limits_and_counters_share_a_client_and_close_one_after_the_other(
     await again.close()
 
 
+# ── leases: what goes on while Redis is away ────────────────────────────────────────────────────────────────────────
+
+RICH = (budget(usd="1000"),)
+
+
+@pytest.fixture
+async def make(ledger, monkeypatch) -> AsyncIterator[Callable[..., RedisCounters]]:
+    """Makes the counters of processes with leases, or without; they are closed with the test, Redis there or not."""
+    monkeypatch.setattr("ailb_project.shared_redis._DRAIN", 0.2)
+    made: list[RedisCounters] = []
+
+    def make(url: str, name: str = "gw_1", *, leases: bool = True, **client) -> RedisCounters:
+        counters = RedisCounters(SharedRedis(url, **client), FakeWriter(), name, ledger.standing, leases=leases)  # type: ignore[arg-type]
+        made.append(counters)
+        return counters
+
+    yield make
+    for counters in made:
+        await counters.close()
+
+
+async def used_once(counters: RedisCounters, ledger: FakeLedger, name: str, terms=RICH, usd: str = "1") -> None:
+    """A request, and the renewal after it: the budget is leased."""
+    await counters.hold(name, terms, amount(usd), NOW)
+    counters.settle(name, ALICE, amount(usd), NOW)
+    ledger.close(name, ALICE, amount(usd))
+    await counters._renew(counters._leases)
+
+
+def leased_in(server: redis.Redis) -> D:
+    """Dollars in all budgets."""
+    return sum(
+        (D(server.hget(key, "leased").decode()) + D(server.hget(key, "leased_pico").decode()).scaleb(-12))
+        for key in server.scan_iter("ailb:*:budget:*")
+        if server.type(key) == b"hash" and server.hexists(key, "leased")
+    )
+
+
+@redis_only
+@pytest.mark.parametrize("fault", ["kill", "stall"])
+async def test_requests_go_on_against_the_lease_and_no_further(own_redis, ledger, make, fault):
+    counters = make(own_redis.url)
+    await used_once(counters, ledger, "first")
+    getattr(own_redis, fault)()
+    assert (await counters.headroom(RICH, NOW)).usd == 2  # twice what was held
+    for name in ("a", "b"):
+        await counters.hold(name, RICH, amount("1"), NOW)
+    with pytest.raises(GuardUnavailable):
+        await counters.hold("c", RICH, amount("0.1"), NOW)
+    counters.settle("c", ALICE, NOTHING, NOW)
+    counters.settle("a", ALICE, amount("0.5"), NOW)
+    await counters.hold("d", RICH, amount("0.5"), NOW)
+    with pytest.raises(GuardUnavailable):
+        await counters.headroom(RICH, NOW)
+    own_redis.kill()
+    counters.settle("b", ALICE, NOTHING, NOW)
+    counters.settle("d", ALICE, NOTHING, NOW)
+
+
+@redis_only
+async def test_what_was_held_and_settled_meanwhile_arrives_once(own_redis, ledger, make):
+    proxy = DeafProxy(own_redis.port)
+    counters, other = make(await proxy.start()), make(own_redis.url, "gw_2", leases=False)
+    await used_once(counters, ledger, "first")
+    assert leased_in(own_redis.client()) == 2
+    # What it asks arrives, and no answer comes back: the holds are in Redis and against the lease.
+    proxy.deaf = True
+    for name in ("a", "b", "c"):
+        await counters.hold(name, RICH, amount("0.5"), NOW)
+    counters.settle("a", ALICE, amount("0.25"), NOW)
+    counters.settle("b", ALICE, amount("0.5"), NOW)
+    await asyncio.sleep(0.6)
+    proxy.deaf = False
+    await until_reachable(counters._client)
+    await applied(counters)
+    assert await left(other, RICH[0]) == 1000 - 1 - D("0.75") - D("0.5") - leased_in(own_redis.client())
+    counters.settle("c", ALICE, NOTHING, NOW)
+    await counters._renew(counters._leases)
+    await applied(counters)
+    await counters.close()
+    assert leased_in(own_redis.client()) == 0
+    assert await left(other, RICH[0]) == D("998.25")
+    await other.close()
+    await proxy.close()
+
+
+@redis_only
+async def test_all_processes_together_never_overshoot(own_redis, ledger, make):
+    """Each spends all that it can: with Redis, without it, and with it again."""
+    limit = D("40")
+    terms = (budget(usd=str(limit)),)
+    processes = [make(own_redis.url, f"gw_{number}") for number in range(4)]
+    for number, one in enumerate(processes):
+        await used_once(one, ledger, f"first{number}", terms, "0.5")
+    assert leased_in(own_redis.client()) > 2
+
+    async def spend(one: RedisCounters, name: str, times: int) -> None:
+        for turn in range(times):
+            try:
+                await one.hold(f"{name}-{turn}", terms, amount("0.5"), NOW)
+            except (GuardUnavailable, BudgetExceeded):
+                one.settle(f"{name}-{turn}", ALICE, NOTHING, NOW)
+                continue
+            ledger.hold("gw", f"{name}-{turn}", ALICE, amount("0.5"))
+            await asyncio.sleep(0)
+            one.settle(f"{name}-{turn}", ALICE, amount("0.5"), NOW)
+            ledger.close(f"{name}-{turn}", ALICE, amount("0.5"))
+
+    for turn in range(3):
+        await asyncio.gather(*(spend(one, f"up{turn}-{number}", 3) for number, one in enumerate(processes)))
+        own_redis.stall()
+        await asyncio.gather(*(spend(one, f"away{turn}-{number}", 9) for number, one in enumerate(processes)))
+        assert ledger.total() <= limit
+        own_redis.go_on()
+        await asyncio.gather(*(until_reachable(one._client) for one in processes))
+        await applied(*processes)
+        await asyncio.gather(*(one._renew(one._leases) for one in processes))
+    assert ledger.total() > 20
+    await asyncio.gather(*(spend(one, f"last-{number}", 60) for number, one in enumerate(processes)))
+    assert ledger.total() == limit
+    for one in processes:
+        await one.close()
+    assert leased_in(own_redis.client()) == 0
+    later = make(own_redis.url, "gw_later", leases=False)
+    assert await left(later, terms[0]) == 0
+    await later.close()
+
+
+@redis_only
+async def test_a_lease_keeps_no_request_out_that_the_budget_can_pay_for(redis_url, prefix, ledger, make):
+    """Its own lease goes at once, the others' with their next renewal."""
+    mine, other = (make(redis_url, name, prefix=prefix) for name in ("gw_mine", "gw_other"))
+    for number, one in enumerate((mine, other)):
+        await used_once(one, ledger, f"first{number}")
+    before = time.monotonic()
+    await mine.hold("all", RICH, amount("998"), NOW)
+    assert time.monotonic() - before < 1.4
+    assert mine._leases.headroom(["x"], RICH) is None
+    with pytest.raises(BudgetExceeded, match=r"used \$2, reserved \$998"):
+        await mine.hold("more", RICH, amount("0.000000000001"), NOW)
+    mine.settle("more", ALICE, NOTHING, NOW)
+    mine.settle("all", ALICE, NOTHING, NOW)
+    await mine.close()
+    await other.close()
+
+
+@redis_only
+async def test_a_lease_that_nobody_gives_back_is_no_budget_exceeded(own_redis, ledger, make, monkeypatch):
+    """Its process is gone and not swept yet: trying again helps."""
+    monkeypatch.setattr(redis_counters, "_RECALL", 0.1)
+    dead, alive = make(own_redis.url, "gw_dead"), make(own_redis.url, "gw_alive")
+    await used_once(dead, ledger, "first")
+    dead._renewal.cancel()
+    with pytest.raises(GuardUnavailable):
+        await alive.hold("all", RICH, amount("999"), NOW)
+    alive.settle("all", ALICE, NOTHING, NOW)
+    assert await alive.release_dead("gw_dead") == 0
+    await alive.hold("again", RICH, amount("999"), NOW)
+    alive.settle("again", ALICE, NOTHING, NOW)
+    await alive.close()
+
+
+@redis_only
+async def test_a_dead_processs_lease_goes_and_what_it_spent_is_read(own_redis, ledger, make):
+    """It spent of its lease while Redis was away, and died before it could say so."""
+    dead, alive = make(own_redis.url, "gw_dead"), make(own_redis.url, "gw_alive", leases=False)
+    await used_once(dead, ledger, "first")
+    own_redis.stall()
+    await dead.hold("away", RICH, amount("1"), NOW)
+    dead.settle("away", ALICE, amount("1"), NOW)
+    ledger.close("away", ALICE, amount("1"))
+    dead._renewal.cancel()
+    dead._client._probe.cancel()
+    own_redis.go_on()
+    await alive.release_dead("gw_dead")
+    assert await left(alive, RICH[0]) == 998
+    assert leased_in(own_redis.client()) == 0
+    await alive.close()
+
+
+@redis_only
+async def test_a_process_that_counts_as_dead_has_no_leases(own_redis, ledger, make):
+    counters, sweeper = make(own_redis.url), make(own_redis.url, "gw_sweeper", leases=False)
+    await used_once(counters, ledger, "first")
+    await sweeper.release_dead("gw_1")
+    await counters._renew(counters._leases)
+    assert leased_in(own_redis.client()) == 0
+    own_redis.stall()
+    with pytest.raises(GuardUnavailable):
+        await counters.hold("a", RICH, amount("0.1"), NOW)
+    own_redis.kill()
+
+
+@redis_only
+async def test_a_restarted_redis_knows_of_no_lease_and_reads_what_was_spent(own_redis, ledger, make):
+    counters = make(own_redis.url)
+    await used_once(counters, ledger, "first")
+    own_redis.kill()
+    await counters.hold("away", RICH, amount("1.5"), NOW)
+    ledger.hold("gw_1", "away", ALICE, amount("1.5"))
+    own_redis.start()
+    await until_reachable(counters._client)
+    assert await left(counters, RICH[0]) == D("997.5")
+    counters.settle("away", ALICE, amount("1"), NOW)
+    ledger.close("away", ALICE, amount("1"))
+    await applied(counters)
+    assert await left(counters, RICH[0]) == 998
+    await counters.close()
+
+
+@redis_only
+async def test_without_leases_nothing_is_leased_and_all_is_refused(own_redis, ledger, make):
+    counters = make(own_redis.url, leases=False)
+    await counters.hold("a", RICH, amount("1"), NOW)
+    await asyncio.sleep(0.1)
+    assert leased_in(own_redis.client()) == 0
+    own_redis.stall()
+    with pytest.raises(GuardUnavailable):
+        await counters.hold("b", RICH, amount("0.1"), NOW)
+    own_redis.kill()
+
+
+@redis_only
+async def test_an_unused_budget_is_not_leased_for_long(own_redis, ledger, make, monkeypatch):
+    monkeypatch.setattr(redis_counters, "_RENEW", 0.01)
+    counters = make(own_redis.url)
+    await used_once(counters, ledger, "first")
+    assert leased_in(own_redis.client()) > 0
+    await asyncio.wait_for(counters._renewal, 5)
+    assert leased_in(own_redis.client()) == 0
+    assert counters._renewal is None
+    await used_once(counters, ledger, "second")
+    assert leased_in(own_redis.client()) > 0
+    await counters.close()
+
+
 # ── where a budget stands by the ledger ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -642,7 +878,7 @@ def test_amounts_split_and_joined():
     for text in ("0", "1", "0.000000000001", "9007.199254740993", "999999999999.999999999999"):
         usd, pico = redis_counters._split(D(text))
         assert 0 <= pico < 10**12
-        assert redis_counters._joined(b"%d" % usd, b"%d" % pico) == D(text)
+        assert redis_counters.joined(b"%d" % usd, b"%d" % pico) == D(text)
     assert redis_counters._split(D("-0.25")) == (-1, 750_000_000_000)
     assert redis_counters._split(D("0.0000000000001")) == (0, 0)
     assert redis_counters._split(D("0.0000000000001"), "ROUND_CEILING") == (0, 1)

@@ -148,7 +148,7 @@ def served(usage, **fields):
 class TestPlacing:
     async def test_prompt_and_output_are_reserved(self):
         counters = Counters(usd=D(10))
-        hold = await holds(counters).place(facts(caller([terms()])), asked(max_tokens=100), [model()], BOOK)
+        hold = await holds(counters).place(facts(caller([terms()])), asked(max_tokens=100), [model()], BOOK, model())
         bound = tokens.bound_prompt(asked().body, "gpt-test")
         assert counters.held == {"req_1": Amount((bound * D("2.5") + 1000) / 10**6, bound + 100)}
         assert hold.request.max_output == 100
@@ -156,19 +156,21 @@ class TestPlacing:
     async def test_a_refused_one_leaves_nothing(self):
         counters = Counters(usd=D("0.0000001"))
         with pytest.raises(BudgetExceeded):
-            await holds(counters).place(facts(caller([terms()])), asked(max_tokens=100), [model()], BOOK)
+            await holds(counters).place(facts(caller([terms()])), asked(max_tokens=100), [model()], BOOK, model())
         assert counters.held == {}
 
     async def test_one_that_a_token_limit_refuses_gives_its_budget_back(self):
         counters, who = Counters(usd=D(10)), caller([terms()], [Limit("key", "key_1", None, 60, None)])
         with pytest.raises(RateLimited):
-            await holds(counters, Limits(5)).place(facts(who), asked(max_tokens=100), [model()], BOOK)
+            await holds(counters, Limits(5)).place(facts(who), asked(max_tokens=100), [model()], BOOK, model())
         assert counters.held == {}
 
     async def test_a_client_that_leaves_meanwhile_leaves_nothing(self):
         counters = Counters(usd=D(10))
         counters.wait = asyncio.get_running_loop().create_future()
-        placing = asyncio.create_task(holds(counters).place(facts(caller([terms()])), asked(), [model()], BOOK))
+        placing = asyncio.create_task(
+            holds(counters).place(facts(caller([terms()])), asked(), [model()], BOOK, model())
+        )
         await asyncio.sleep(0.01)
         placing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -177,13 +179,15 @@ class TestPlacing:
 
     async def test_an_unpriced_model_under_a_dollar_budget(self):
         with pytest.raises(UnpricedModel):
-            await holds().place(facts(caller([terms()])), asked(), [model("unknown")], BOOK)
-        hold = await holds().place(facts(caller([terms(None, 1000)])), asked(max_tokens=5), [model("unknown")], BOOK)
+            await holds().place(facts(caller([terms()])), asked(), [model("unknown")], BOOK, model("unknown"))
+        hold = await holds().place(
+            facts(caller([terms(None, 1000)])), asked(max_tokens=5), [model("unknown")], BOOK, model("unknown")
+        )
         assert hold.settle(served(Usage(1, 1), deployment=model("unknown"))) is None
 
     async def test_the_row_says_what_is_held(self):
         counted = holds(Counters(usd=D(10)))
-        await counted.place(facts(caller([terms()])), asked(max_tokens=100, n=2, tags=["x"]), [model()], BOOK)
+        await counted.place(facts(caller([terms()])), asked(max_tokens=100, n=2, tags=["x"]), [model()], BOOK, model())
         (row,) = counted.writer.rows
         assert (row.kind, row.held_output_tokens, row.tags, row.process_id) == ("hold", 200, ("tag", "x"), "gw_1")
         assert row.held_usd == (row.held_prompt_tokens * D("2.5") + 2000) / 10**6
@@ -194,7 +198,7 @@ class TestSettling:
         counters, limits = Counters(usd=D(10)), Limits(10_000)
         who = caller([terms()], [Limit("key", "key_1", None, 60_000, None)])
         counted = holds(counters, limits)
-        hold = await counted.place(facts(who), asked(**{"max_tokens": 100, **body}), [model()], BOOK)
+        hold = await counted.place(facts(who), asked(**{"max_tokens": 100, **body}), [model()], BOOK, model())
         return counted, hold
 
     async def test_what_it_cost_is_counted_and_the_rest_given_back(self):
@@ -274,7 +278,7 @@ class TestWhatIsHeldIsEnough:
             counters = Counters(usd=D(10**9))
             counted = holds(counters)
             hold = await counted.place(
-                facts(caller([terms()])), asked(max_tokens=cap, n=n), [model()], book_of(gpt_test=(into, out))
+                facts(caller([terms()])), asked(max_tokens=cap, n=n), [model()], book_of(gpt_test=(into, out)), model()
             )
             prompt = data.draw(st.integers(0, tokens.bound_prompt(asked().body, "gpt-test")))
             usage = Usage(
@@ -295,7 +299,7 @@ class TestWhatIsHeldIsEnough:
             request = asked(n=n)
             try:
                 hold = await holds(counters).place(
-                    facts(caller([terms()])), request, [model(max_output=3000)], book_of(gpt_test=(into, out))
+                    facts(caller([terms()])), request, [model(max_output=3000)], book_of(gpt_test=(into, out)), model()
                 )
             except BudgetExceeded:
                 prompt = tokens.count_prompt(request.body, "gpt-test")

@@ -8,17 +8,27 @@ from typing import Any
 from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.db.models import Model
-from django.forms import CheckboxInput, FileInput, SplitDateTimeWidget
+from django.forms import CheckboxInput, CheckboxSelectMultiple, FileInput, SplitDateTimeWidget
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
 from billing import pricebook
-from billing.models import LedgerEntry, Price
+from billing.alerts import services as alerts
+from billing.models import Alert, Delivery, LedgerEntry, Price
 from billing.models.prices import PriceImport
 from billing.pricing import Rates
-from gateway.models import ConfigVersion, Deployment, GatewayProcess, GroupMember, ModelGroup, Provider
-from keys.models import Team, User
+from gateway.models import (
+    ConfigVersion,
+    Deployment,
+    GatewayProcess,
+    GroupMember,
+    ModelGroup,
+    Provider,
+    TrafficWeight,
+)
+from keys.actors import COMMAND
+from keys.models import RateLimit, Team, User
 from memory.models import Session, Turn
 from rag.models import Collection, Document
 from security.models import AuditEntry, Policy, SecurityEvent
@@ -26,6 +36,7 @@ from tests.api.doors import Cast
 
 CREDENTIAL = "sk-upstream-0123456789abcdef"
 HEADER = "project-secret-42"
+WEBHOOK_SECRET = "whsec_QSBzZWNyZXQgdGhhdCBubyBwYWdlIHNob3dz"
 PROMPT = "What Alice asked in confidence"
 
 
@@ -52,19 +63,26 @@ def make_world(cast: Cast) -> World:
     deployment = Deployment.objects.create(name="gpt-test", provider=provider, upstream_model="gpt-test")
     group = ModelGroup.objects.create(name="fast", strategy="failover")
     GroupMember.objects.create(group=group, deployment=deployment)
+    alert = Alert.objects.create(kind="overrun", subject="gpt-test", period_start=now)
+    webhook, _ = alerts.create_webhook(actor=COMMAND, url="https://hooks.example.com/ailb", secret=WEBHOOK_SECRET)
     session = Session.objects.create(owner="user:alice", session_id="s1")
     collection = Collection.objects.create(name="handbook", owner="user:alice")
     for row in (
         cast.key,
         User.objects.get(username="alice"),
         Team.objects.get(name="red"),
+        RateLimit.objects.create(scope="key_model", owner=cast.key.pk, model="gpt-test", rate_limit_rpm=60),
         cast.budgets["alice's key"],
         LedgerEntry.objects.create(**entry(cast.key.pk, now)),
+        alert,
+        webhook,
+        Delivery.objects.create(alert=alert, webhook=webhook),
         make_price(),
         PriceImport.objects.create(version="1"),
         provider,
         deployment,
         group,
+        TrafficWeight.objects.create(group=group, version="canary", weight=5),
         GatewayProcess.objects.create(id="p1", host="here", pid=1),
         ConfigVersion.objects.get(section="keys"),
         Policy.objects.create(name="strict", scope="organisation", blocked_terms=["falcon"]),
@@ -134,6 +152,8 @@ def _sent(bound: Any) -> dict[str, Any]:
     value = bound.value()
     if isinstance(widget, FileInput):
         return {}
+    if isinstance(widget, CheckboxSelectMultiple):
+        return {bound.html_name: value or []}
     if isinstance(widget, CheckboxInput):
         return {bound.html_name: "on"} if value else {}
     if isinstance(widget, SplitDateTimeWidget):

@@ -21,9 +21,11 @@ NEW: dict[str, dict[str, str]] = {
     "keys.team": {"name": "new"},
     "billing.budget": {"scope": "user", "owner": "bob", "period": "daily", "limit_dollars": "5"},
     "billing.price": {"provider": "openai", "model": "new", "input": "1", "output": "2"},
+    "billing.webhook": {"url": "https://hooks.example.com/new"},
     "gateway.provider": {"slug": "new", "kind": "openai", "base_url": "https://api.example.com/v1", "api_key": "sk-1"},
     "gateway.deployment": {"name": "new", "provider": "{gateway.provider}", "upstream_model": "m"},
     "gateway.modelgroup": {"name": "new"},
+    "gateway.trafficweight": {"version": "new", "weight": "5"},
     "security.policy": {
         "name": "new",
         "scope": "team",
@@ -40,9 +42,11 @@ CHANGED: dict[str, tuple[dict[str, str], dict]] = {
     "keys.team": ({"cost_centre": "changed"}, {"cost_centre": "changed"}),
     "billing.budget": ({"limit_tokens": "7"}, {"limit_tokens": 7}),
     "billing.price": ({"note": "changed"}, {"note": "changed"}),
+    "billing.webhook": ({"url": "https://hooks.example.com/2"}, {"url": "https://hooks.example.com/2"}),
     "gateway.provider": ({"price_book": "changed"}, {"price_book": "changed"}),
     "gateway.deployment": ({"weight": "3"}, {"weight": 3}),
     "gateway.modelgroup": ({"strategy": "random"}, {"strategy": "random"}),
+    "gateway.trafficweight": ({"weight": "6"}, {"weight": 6}),
     "security.policy": ({"blocked_terms": "heron\nfalcon"}, {"blocked_terms": ["heron", "falcon"]}),
 }
 DELETED = {label for label, visitor, statuses in CELLS if visitor == "ada" and statuses[3] == 200}

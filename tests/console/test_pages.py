@@ -8,7 +8,7 @@ from django.test import Client
 from django.urls import reverse
 
 from keys.models import User
-from tests.console.pages import CREDENTIAL, HEADER, World, registered, signed_in, url
+from tests.console.pages import CREDENTIAL, HEADER, WEBHOOK_SECRET, World, registered, signed_in, url
 
 # A cell is the status of: the list, the add page, the page of Alice's object, its delete page.
 # 404: not theirs to see. 403: a page that their role does not have.
@@ -17,13 +17,18 @@ model                   ada             fin             lea             alice   
 keys.virtualkey         200 200 200 403 200 403 200 403 200 200 200 403 200 200 200 403 200 200 404 404 200 403 200 403
 keys.user               200 200 200 200 200 403 200 403 200 200 200 403 403 403 404 404 403 403 404 404 200 403 200 403
 keys.team               200 200 200 200 200 403 200 403 200 403 200 403 403 403 404 404 403 403 404 404 200 403 200 403
+keys.ratelimit          200 200 200 200 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 billing.budget          200 200 200 200 200 200 200 200 200 200 200 200 200 403 200 403 200 403 404 404 200 403 200 403
+billing.alert           200 403 200 403 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
+billing.webhook         200 200 200 200 403 403 404 404 403 403 404 404 403 403 404 404 403 403 404 404 403 403 404 404
+billing.delivery        200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 403 403 404 404 403 403 404 404
 billing.ledgerentry     200 403 200 403 200 403 200 403 200 403 200 403 200 403 200 403 200 403 404 404 200 403 200 403
 billing.price           200 200 200 403 200 200 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 billing.priceimport     200 403 200 403 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 gateway.provider        200 200 200 200 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 gateway.deployment      200 200 200 200 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 gateway.modelgroup      200 200 200 200 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
+gateway.trafficweight   200 200 200 200 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 gateway.gatewayprocess  200 403 200 403 403 403 403 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 gateway.configversion   200 403 200 403 403 403 403 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
 security.policy         200 200 200 200 200 403 200 403 403 403 404 404 403 403 404 404 403 403 404 404 200 403 200 403
@@ -36,16 +41,24 @@ rag.document            200 200 200 200 403 403 404 404 403 403 404 404 200 200 
 """
 # Whether the page of the object has a button that saves it.
 SAVES = {
-    "ada": {"keys.virtualkey", "keys.user", "keys.team", "billing.budget", "billing.price", "gateway.provider",
-            "gateway.deployment", "gateway.modelgroup", "security.policy"},
+    "ada": {"keys.virtualkey", "keys.user", "keys.team", "keys.ratelimit", "billing.budget", "billing.price",
+            "billing.webhook", "gateway.provider",
+            "gateway.deployment", "gateway.modelgroup", "gateway.trafficweight", "security.policy"},
     "fin": {"billing.budget", "billing.price"},
     "lea": {"keys.virtualkey", "keys.user", "billing.budget"},
     "alice": {"keys.virtualkey"},
     "charlie": set(),
     "vic": set(),
 }  # fmt: skip
-# Plumbing that has no page: a document's passages, a group's members (on the group's page), wrong passwords.
-WITHOUT_PAGE = {"rag.passage", "gateway.groupmember", "keys.loginfailure"}
+# Plumbing that has no page: a document's passages, a group's members and fallbacks (on its page), wrong passwords.
+WITHOUT_PAGE = {
+    "rag.passage",
+    "gateway.groupmember",
+    "gateway.groupfallback",
+    "keys.loginfailure",
+    "gateway.routingstatistics",
+    "gateway.processload",
+}
 
 
 def _cells() -> list[tuple[str, str, list[int]]]:
@@ -84,6 +97,7 @@ def test_every_page_for_every_role(world: World, visitor: str):
             body = page.content.decode()
             assert CREDENTIAL not in body
             assert HEADER not in body
+            assert WEBHOOK_SECRET not in body
         if statuses[2] == 200:
             assert ('name="_save"' in pages[2].content.decode()) == (label in SAVES[visitor]), label
     assert found == wanted

@@ -99,7 +99,7 @@ class Target:
         if self.ask_api("GET", f"/api/teams/{team}").status == 404:
             self.api("POST", "/api/teams", name=team)
         budget = self.api("POST", "/api/billing/budget", team=team, limit_dollars=1).body["id"]
-        return {"key_id": key, "user_id": name, "name": team, "budget_id": budget, "model": MODELS[0]}
+        return {"key_id": key, "user_id": name, "name": team, "budget_id": budget, "model": MODELS[0], "version": "v1"}
 
     def warm(self) -> None:
         """What is loaded at its first use is no growth."""

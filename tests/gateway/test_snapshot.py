@@ -246,7 +246,7 @@ def test_it_holds_what_is_there(committed, store):
     catalog = store.current().catalog
     assert set(catalog.deployments) == {"a"}
     assert catalog.deployments["a"].provider.headers["X-Team"] == "t"
-    assert [d.name for d in catalog.groups["pair"].deployments] == ["a"]
+    assert [d.name for d in catalog.groups["pair"].pools[0].deployments] == ["a"]
     assert {card.id for card in registry.visible(catalog, None)} == {"a", "pair"}
     assert authentication.load().by_digest == store.current().credentials.by_digest
     assert Deployment.objects.count() == 2

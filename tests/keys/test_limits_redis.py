@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ailb_project.shared_redis import SharedRedis
-from gateway.errors import GuardUnavailable, RateLimited
+from gateway.errors import RateLimited
 from keys.limits.redis import RedisLimits
 from tests.keys.limits_contract import LimitsContract, admitted, limit
 from tests.support.redis_server import DeafProxy, OwnRedis, own_prefix, until_reachable
@@ -152,26 +152,83 @@ async def test_a_server_without_the_scripts_learns_them_again(own_redis):
     await limits.close()
 
 
+# ── a Redis that is away: this process's share ──────────────────────────────────────────────────────────────────────
+
+
 @pytest.mark.parametrize("fault", ["kill", "stall"])
-async def test_redis_gone_refuses_in_time_and_says_so_once(own_redis, fault):
+async def test_redis_gone_leaves_this_processs_share_in_time_and_says_so_once(own_redis, fault):
     client = SharedRedis(own_redis.url)
-    limits = RedisLimits(client, "gw")
-    owner = (limit(rpm=1000, tpm=10**6, max_parallel=100),)
+    limits = RedisLimits(client, "gw", lambda: 4)
+    owner = (limit(rpm=200, tpm=48_000, max_parallel=100),)
     await limits.admit("r", owner)
     getattr(own_redis, fault)()
     with capture_logs() as logs:
         for number in range(50):
             before = time.monotonic()
-            with pytest.raises(GuardUnavailable) as refused:
-                await limits.admit(f"r{number}", owner)
-            assert time.monotonic() - before < 0.4  # 0.2, and a busy machine
-            assert refused.value.retry_after == 1
-        with pytest.raises(GuardUnavailable):
-            await limits.take_tokens("r", owner, 1)
+            limits.leave(await limits.admit(f"r{number}", owner))
+            assert time.monotonic() - before < 0.25  # 0.09, and a busy machine
+        assert len(await admitted(limits, owner, 20, "s")) <= 5  # one and a bit comes back a second
+        await limits.take_tokens("r", owner, 2000)
+        with pytest.raises(RateLimited, match="12000 tokens"):
+            await limits.take_tokens("r", owner, 2000)
         own_redis.start() if fault == "kill" else own_redis.go_on()
         await until_reachable(client)
-        await limits.admit("s", owner)
+        await limits.admit("t", owner)
     assert [line["event"] for line in logs] == ["redis_unreachable", "redis_reachable_again"]
+    await limits.close()
+
+
+async def test_places_in_the_share_count_those_that_redis_let_in(own_redis):
+    limits = RedisLimits(SharedRedis(own_redis.url), "gw", lambda: 2)
+    owner = (limit(max_parallel=6),)
+    first = await admitted(limits, owner, 2, "before")
+    own_redis.stall()
+    second = await admitted(limits, owner, 5, "during")
+    assert (len(first), len(second)) == (2, 1)
+    limits.leave(first[0])
+    assert len(await admitted(limits, owner, 5, "after")) == 1
+    await limits.close()
+
+
+async def test_what_ran_and_was_taken_meanwhile_is_told_on_return(own_redis):
+    """Nobody finds a second bucket full, or the places empty."""
+    client = SharedRedis(own_redis.url)
+    limits, other = RedisLimits(client, "gw_1", lambda: 2), RedisLimits(SharedRedis(own_redis.url), "gw_2")
+    owner = (limit(rpm=60, tpm=6000, max_parallel=4),)
+    own_redis.stall()
+    running = await admitted(limits, owner, 2)
+    await limits.take_tokens("r0", owner, 400)
+    limits.give_back_tokens(owner, 100)
+    own_redis.go_on()
+    await until_reachable(client)
+    assert await limits._outbox.drained(5)
+    more = await admitted(other, owner, 10, "other")
+    assert len(more) == 2
+    assert 55 <= more[-1].requests.remaining <= 57  # of 60, two here and two there; one comes back a second
+    gauge = await other.take_tokens("s", owner, 100)
+    assert 600 <= gauge.remaining < 750  # of 1000, 300 here and 100 there; a hundred come back a second
+    for one in running:
+        limits.leave(one)
+    assert await limits._outbox.drained(5)
+    assert len(await admitted(other, owner, 10, "again")) == 2
+    await limits.close()
+    await other.close()
+
+
+async def test_left_while_redis_was_away_takes_no_place_on_return(own_redis):
+    client = SharedRedis(own_redis.url)
+    limits = RedisLimits(client, "gw")
+    owner = (limit(max_parallel=1),)
+    before = await limits.admit("before", owner)
+    own_redis.stall()
+    limits.leave(before)
+    for number in range(3):
+        limits.leave(await limits.admit(f"during{number}", owner))
+    own_redis.go_on()
+    await until_reachable(client)
+    assert await limits._outbox.drained(5)
+    await asyncio.sleep(0.1)
+    limits.leave(await limits.admit("after", owner))
     await limits.close()
 
 

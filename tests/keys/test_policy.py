@@ -11,12 +11,16 @@ from keys.actors import Actor
 EXPECTED = """
 admin      keys             read=all create=all update=all rotate=all revoke=all
 admin      key_limits       read=all update=all
+admin      limits           read=all create=all update=all delete=all
 admin      spend            read=all
 admin      budgets          read=all create=all update=all delete=all
+admin      alerts           read=all update=all
+admin      webhooks         read=all create=all update=all delete=all
 admin      prices           read=all create=all update=all delete=all
 admin      reports          read=all create=all
 admin      providers        read=all create=all update=all delete=all
 admin      routing          read=all create=all update=all delete=all
+admin      routing_stats    read=all
 admin      policies         read=all create=all update=all delete=all
 admin      security_events  read=all
 admin      security_counts  read=all
@@ -26,35 +30,43 @@ admin      people           read=all create=all update=all act_as=all
 admin      audit            read=all
 finance    keys             read=all
 finance    key_limits       read=all
+finance    limits           read=all
 finance    spend            read=all
 finance    budgets          read=all create=all update=all delete=all
+finance    alerts           read=all update=all
 finance    prices           read=all create=all update=all delete=all
 finance    reports          read=all create=all
 finance    providers        read=all
 finance    routing          read=all
+finance    routing_stats    read=all
 finance    policies         read=all
 finance    people           read=all
 team_lead  keys             read=team create=team update=team rotate=team revoke=team
 team_lead  key_limits       read=team update=team
 team_lead  spend            read=team
 team_lead  budgets          read=team create=team update=team delete=team
+team_lead  routing_stats    read=all
 team_lead  security_counts  read=team
 team_lead  people           read=team create=team update=team
 member     keys             read=own create=own update=own rotate=own revoke=own
 member     key_limits       read=own
 member     spend            read=own
 member     budgets          read=own
+member     routing_stats    read=all
 member     security_counts  read=own
 member     sessions         read=own create=own delete=own
 member     collections      read=own create=own delete=own
 viewer     keys             read=all
 viewer     key_limits       read=all
+viewer     limits           read=all
 viewer     spend            read=all
 viewer     budgets          read=all
+viewer     alerts           read=all
 viewer     prices           read=all
 viewer     reports          read=all
 viewer     providers        read=all
 viewer     routing          read=all
+viewer     routing_stats    read=all
 viewer     policies         read=all
 viewer     security_counts  read=all
 viewer     people           read=all
@@ -100,14 +112,17 @@ FIELDS = {
     ("finance", "budgets", "update"): None,
     ("team_lead", "keys", "create"): {"name", "user_id", "team", "expires_at", "metadata", "tags"},
     ("team_lead", "keys", "update"): {"name", "expires_at", "metadata", "tags"},
-    ("team_lead", "key_limits", "update"): None,
+    ("team_lead", "key_limits", "update"): {
+        "monthly_quota_dollars", "monthly_quota_tokens", "rate_limit_rpm", "rate_limit_tpm", "max_parallel",
+        "max_wait_ms", "allowed_models",
+    },
     ("team_lead", "budgets", "update"): {"limit_dollars", "limit_tokens"},
     ("member", "keys", "create"): {"name", "expires_at", "metadata", "tags"},
     ("member", "keys", "update"): {"name"},
     ("member", "key_limits", "update"): set(),
     ("viewer", "keys", "update"): set(),
     ("viewer", "providers", "read"): None,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("cell", FIELDS, ids=" ".join)

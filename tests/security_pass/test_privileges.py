@@ -34,6 +34,8 @@ GREED: dict[str, Any] = {
     "allowed_models": None, "expires_at": None, "metadata": {}, "tags": ["greed"], "grace_seconds": 60,
     "rotation_id": "mine", "tz": "Asia/Tokyo", "limit_dollars": 1_000_000, "limit_tokens": 10**12, "key_id": "{key}",
     "organisation": True, "period": "total", "monthly_limit_dollars": 1_000_000, "monthly_limit_tokens": 10**12,
+    "starts_on": "2020-01-01", "days": 1, "repeats": True, "mode": "grace", "grace_percent": 100,
+    "alert_thresholds": [],
 }  # fmt: skip
 # Columns that no body has: to be refused by name, not dropped.
 NOBODYS = (
@@ -61,7 +63,7 @@ def address(route: str, cast: Cast) -> str:
     }  # fmt: skip
     for name, value in names.items():
         route = route.replace(name, value)
-    return f"/{re.sub('<.*?>', 'none', route)}"
+    return f"/{re.sub('<.*?>', 'none', re.sub('<int:.*?>', '0', route))}"
 
 
 def routes() -> list[tuple[str, Any]]:

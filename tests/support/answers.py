@@ -28,7 +28,7 @@ class Answer:
 
     @property
     def streamed(self) -> bool:
-        return self.headers["content-type"].startswith("text/event-stream")
+        return self.headers.get("content-type", "").startswith("text/event-stream")
 
     @property
     def text(self) -> str:

@@ -80,7 +80,12 @@ class Gateway:
         self.port = server.port
         self.url = f"http://127.0.0.1:{server.port}"
         self.plane: Plane = server.do(lifespan.plane())
+        self.set(AILB_RETRIES=0)  # scripts say what each call gets: a test of retries allows them
         self._client = httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def set(self, **settings: Any) -> None:
+        """Other settings than the environment's, for this test's data plane."""
+        self.plane.env = self.plane.env.model_copy(update=settings)
 
     # ── knocking ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -192,7 +197,8 @@ class Gateway:
     def _period(budget: Budget) -> tuple[datetime, datetime | None]:
         from billing.periods import bounds
 
-        return bounds(budget.period, budget.tz, datetime.now(UTC))
+        terms = budget.terms()
+        return bounds(terms.period, terms.tz, datetime.now(UTC))
 
     def wait_until_quiet(self, within: float = PATIENCE) -> None:
         """Until what runs beside requests has ended and the ledger is written."""

@@ -1,5 +1,6 @@
 """What tests put into the database: providers, deployments, prices, keys, budgets, by the services that users reach."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -8,7 +9,7 @@ from typing import Any
 from billing import pricebook, services
 from billing.models import Budget, Price
 from billing.pricing import Rates
-from gateway.models import Deployment, GroupMember, ModelGroup, Provider
+from gateway.models import Deployment, GroupFallback, GroupMember, ModelGroup, Provider, TrafficWeight
 from keys.actors import SYSTEM
 from keys.models import VirtualKey
 from keys.services import create_key
@@ -63,12 +64,33 @@ def make_deployment(
     return deployment
 
 
-def make_group(name: str, *members: Deployment, strategy: str = "failover") -> ModelGroup:
-    """Under `failover` members are tried in the order given (they have the same priority)."""
-    group = ModelGroup.objects.create(name=name, strategy=strategy)
+def make_group(
+    name: str,
+    *members: Deployment,
+    strategy: str = "failover",
+    fallbacks: Iterable[ModelGroup] = (),
+    hedging: bool = False,
+) -> ModelGroup:
+    """Under `failover` members are tried in the order given (they have the same priority), then the fallbacks'."""
+    group = ModelGroup.objects.create(name=name, strategy=strategy, hedging=hedging)
     for position, deployment in enumerate(members):
         GroupMember.objects.create(group=group, deployment=deployment, position=position)
+    fall_back(group, *fallbacks)
     return group
+
+
+def fall_back(group: ModelGroup, *fallbacks: ModelGroup) -> None:
+    """Have these groups answer where nothing in `group` does, in this order."""
+    for position, fallback in enumerate(fallbacks):
+        GroupFallback.objects.create(group=group, fallback=fallback, position=position)
+
+
+def make_weight(version: str, weight: int, group: ModelGroup | None = None) -> TrafficWeight:
+    """A version's share of a group's traffic, or of all."""
+    row = TrafficWeight(group=group, version=version, weight=weight)
+    row.full_clean()
+    row.save()
+    return row
 
 
 def make_price(
@@ -97,6 +119,7 @@ def make_budget(
     tokens: int | None = None,
     period: str = "monthly",
     tz: str = "UTC",
+    **fields: Any,
 ) -> Budget:
     return services.set_budget(
         actor=SYSTEM,
@@ -106,4 +129,5 @@ def make_budget(
         tz=tz,
         limit_dollars=Decimal(dollars) if dollars is not None else None,
         limit_tokens=tokens,
+        **fields,
     )

@@ -212,6 +212,11 @@ def test_workers_share_a_port_a_budget_and_their_metrics(own_redis, make_gateway
         return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(series)), 0)
 
     eventually(lambda: counted() == served, 5, told=counted)
+
+    def told():
+        return httpx2.get(f"{gateway.url}/api/routing/stats", headers=admin, trust_env=False).json()
+
+    eventually(lambda: told()["successful_requests"] == served, 5, told=told)
     assert gateway.stop() == 0
     assert open_requests(gateway.kinds()) == {}
     eventually(lambda: not gateway.is_running())

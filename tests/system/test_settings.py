@@ -25,8 +25,13 @@ WRONG = [
     ("AILB_SHUTDOWN_SECONDS", "-1"),
     ("AILB_DATABASE_GRACE_SECONDS", "long"),
     ("MODULE_ID", "x" * 101),
+    ("AILB_EMAIL_URL", "https://user:secret@mail.example.com"),
+    ("AILB_EMAIL_URL", "smtp://mail.example.com:port"),
+    ("AILB_EMAIL_URL", "smtp://mail.example.com/inbox"),
+    ("AILB_EMAIL_FROM", "nobody"),
+    ("AILB_ALERT_EMAILS", "ops"),
 ]
-SECRET = {"DATABASE_URL", "REDIS_URL", "AILB_ENCRYPTION_KEYS", "AILB_ADMIN_KEY"}
+SECRET = {"DATABASE_URL", "REDIS_URL", "AILB_ENCRYPTION_KEYS", "AILB_ADMIN_KEY", "AILB_EMAIL_URL"}
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +160,27 @@ class TestValues:
         (tmp_path / "data" / "key_pepper").write_text("")
         with pytest.raises(SettingsError, match=r"^AILB_KEY_PEPPER: got an empty file"):
             environment.load()
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "user", "password", "starttls", "tls"),
+    [
+        ("smtp://localhost", "localhost", 25, "", "", False, False),
+        ("smtp://127.0.0.1:1025", "127.0.0.1", 1025, "", "", False, False),
+        ("smtp+tls://ops:p%40ss@mail.example.com", "mail.example.com", 587, "ops", "p@ss", True, False),
+        ("smtps://ops:pass@mail.example.com", "mail.example.com", 465, "ops", "pass", False, True),
+    ],
+)
+def test_the_mail_servers_url(url, host, port, user, password, starttls, tls):
+    assert environment.mail_server(url) == {
+        "EMAIL_HOST": host, "EMAIL_PORT": port, "EMAIL_HOST_USER": user, "EMAIL_HOST_PASSWORD": password,
+        "EMAIL_USE_TLS": starttls, "EMAIL_USE_SSL": tls,
+    }  # fmt: skip
+
+
+def test_addresses_without_a_server_would_wait_in_vain(monkeypatch):
+    monkeypatch.setenv("AILB_ALERT_EMAILS", "ops@example.com, finance@example.com")
+    with pytest.raises(SettingsError, match=r"^AILB_EMAIL_URL: got nothing; takes smtp://host:port"):
+        environment.load()
+    monkeypatch.setenv("AILB_EMAIL_URL", "smtp://localhost")
+    assert environment.load().AILB_ALERT_EMAILS == ("ops@example.com", "finance@example.com")

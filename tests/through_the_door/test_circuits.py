@@ -10,7 +10,7 @@ from gateway.circuits import FAILURES, LONGEST_OPEN, OPEN
 from gateway.circuits_redis import RedisCircuits
 from tests.support.answers import assert_error
 from tests.support.dialect_registry import serve
-from tests.support.upstream import delta, hangs, refuses, says, sends, waits_for
+from tests.support.upstream import DONE, answers, delta, hangs, refuses, says, sends, waits_for
 from tests.support.world import make_deployment, make_group
 
 
@@ -108,6 +108,29 @@ def test_rejected_credentials_until_they_are_changed(gateway, model, provider, a
     provider.set_credentials(api_key="sk-another-credential-0123456789")
     provider.save()
     assert gateway.chat(alice, stream=stream).status == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}),
+        (429, {"type": "insufficient_quota", "code": "insufficient_quota", "message": "You exceeded your quota."}),
+        (429, {"type": ["odd"], "code": {"odd": 1}, "message": "Insufficient Balance"}),
+    ],
+)  # fmt: skip
+def test_an_account_without_credit_is_left_alone(gateway, model, alice, upstream, stream, status, error):
+    upstream.will(answers({"error": error}, status))
+    assert_error(gateway.chat(alice, stream=stream), 502, "upstream_error", "upstream_credentials_rejected")
+    assert_error(gateway.chat(alice, stream=stream), 503, "overloaded_error", "no_healthy_deployment")
+    assert len(upstream.requests) == 1
+
+
+def test_one_whose_answer_says_that_nothing_is_left_comes_last(gateway, provider, alice, upstream):
+    make_group("pool", make_deployment(provider, "a"), make_deployment(provider, "b"), strategy="load_balanced")
+    used_up = {"x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "30s"}
+    upstream.always(sends(delta("Hi"), delta(finish="stop"), DONE, **used_up), model="a")
+    served = [gateway.chat(alice, model="pool", stream=True).headers["x-ailb-model"] for _ in range(40)]
+    assert served.count("a") <= 1
 
 
 def test_the_clients_mistakes_open_nothing(gateway, model, alice, upstream, stream):

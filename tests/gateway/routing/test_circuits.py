@@ -14,7 +14,8 @@ from ailb_project.shared_redis import SharedRedis
 from gateway.circuits import FAILURES, LONGEST_OPEN, LONGEST_WAIT, OPEN, REJECTED, THROTTLED, Circuit, State
 from gateway.circuits_memory import MemoryCircuits
 from gateway.circuits_redis import RedisCircuits
-from gateway.providers.base import _asked_wait, _seconds
+from gateway.providers.waits import asked_wait
+from gateway.providers.waits import seconds as seconds_of
 from tests.gateway.routing.contract import candidate
 from tests.support.redis_server import OwnRedis, own_prefix
 
@@ -25,7 +26,11 @@ class Machine:
     def __init__(self) -> None:
         self.now = 1000.0
         self.told: list[str] = []
-        self.circuit = Circuit(candidate("a"), lambda _, what: self.told.append(what))
+        self.circuit = Circuit(candidate("a"), self.hear)
+
+    def hear(self, _: Circuit, what: str) -> None:
+        if what != "trying":
+            self.told.append(what)
 
     @property
     def state(self) -> State:
@@ -318,15 +323,15 @@ class TestWhatAnUpstreamAsksFor:
          ("", None), (None, None), ("-1", None), ("nan", None), ("soon", None), ("2026-99-99", None)],
     )  # fmt: skip
     def test_numbers_and_spans(self, value, seconds):
-        assert _seconds(value) == seconds
+        assert seconds_of(value) == seconds
 
     def test_dates(self):
         moment = datetime.now(UTC) + timedelta(seconds=30)
         for text in (format_datetime(moment, usegmt=True), moment.isoformat(), moment.isoformat()[:19] + "Z"):
-            assert 27 < _seconds(text) <= 30
-        assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+            assert 27 < seconds_of(text) <= 30
+        assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
     def test_limits_of_which_nothing_is_left(self):
-        assert _asked_wait({"retry-after": "2", "x-ratelimit-remaining-requests": "0",
+        assert asked_wait({"retry-after": "2", "x-ratelimit-remaining-requests": "0",
                             "x-ratelimit-reset-requests": "1m30s"}) == 90  # fmt: skip
-        assert _asked_wait({"x-ratelimit-remaining-tokens": "7", "x-ratelimit-reset-tokens": "1m30s"}) is None
+        assert asked_wait({"x-ratelimit-remaining-tokens": "7", "x-ratelimit-reset-tokens": "1m30s"}) is None

@@ -1,3 +1,4 @@
+from gateway.routing.signals import Occasion
 from tests.gateway.routing.contract import StrategyContract, candidate
 
 
@@ -11,3 +12,7 @@ class TestFailover(StrategyContract):
 
     def test_equal_ones_keep_their_order(self):
         assert self.order([candidate("b"), candidate("a"), candidate("c")]) == ["b", "a", "c"]
+
+    def test_of_equal_ones_a_holder_of_the_prompt_goes_first(self):
+        candidates = [candidate("a"), candidate("b"), candidate("spare", priority=1)]
+        assert self.order(candidates, occasion=Occasion(held={"b", "spare"})) == ["b", "a", "spare"]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from gateway.routing.signals import Signals
+from gateway.routing.signals import Occasion, Signals
 from tests.gateway.routing.contract import StrategyContract, candidate, share_of_firsts
 
 
@@ -24,3 +24,17 @@ class TestRandom(StrategyContract):
         signals = Signals(rng=random.Random(7))
         seconds = [self.order(candidates, signals)[1] for _ in range(500)]
         assert 0.6 < seconds.count("c") / 500 < 0.9
+
+    def test_what_belongs_together_meets(self):
+        candidates = [candidate("a"), candidate("b"), candidate("c")]
+        for point in (0.1, 0.5, 0.9):
+            assert len({self.order(candidates, Signals(), Occasion(point=point))[0] for _ in range(20)}) == 1
+        shares = [self.order(candidates, Signals(), Occasion(point=n / 300))[0] for n in range(300)]
+        assert [shares.count(name) for name in "abc"] == [100, 100, 100]
+
+    def test_a_holder_goes_first_until_it_is_overloaded(self):
+        candidates = [candidate("a"), candidate("b"), candidate("c")]
+        signals, occasion = Signals(in_flight={"b": 7}, rng=random.Random(7)), Occasion(held={"b"})
+        assert share_of_firsts(self.strategy, candidates, signals, 50, occasion)["b"] == 1
+        signals.in_flight["b"] = 20
+        assert share_of_firsts(self.strategy, candidates, signals, 300, occasion)["b"] < 0.5

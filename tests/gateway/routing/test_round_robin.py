@@ -1,4 +1,4 @@
-from gateway.routing.signals import Signals
+from gateway.routing.signals import Occasion, Signals
 from tests.gateway.routing.contract import StrategyContract, candidate
 
 
@@ -17,22 +17,17 @@ class TestRoundRobin(StrategyContract):
         candidates = [candidate("a", weight=5), candidate("b"), candidate("c")]
         assert self.firsts(candidates, 14) == "aabacaa" * 2
 
-    def test_weight_zero_has_no_turn(self):
-        assert self.firsts([candidate("a", weight=0), candidate("b")], 5) == "bbbbb"
-
-    def test_all_drained_is_better_than_nobody(self):
-        assert self.order([candidate("a", weight=0), candidate("b", weight=0)]) == ["a", "b"]
-
     def test_a_newcomer_takes_its_turn_at_once(self):
         signals = Signals()
         self.firsts([candidate("a"), candidate("b")], 9, signals)
         assert set(self.firsts([candidate("a"), candidate("b"), candidate("c")], 3, signals)) == {"a", "b", "c"}
 
-    def test_models_do_not_take_each_others_turns(self):
-        signals = Signals()
-        turns = [
-            self.firsts([candidate("a"), candidate("b")], 1, signals)
-            + self.firsts([candidate("x"), candidate("y")], 1, signals)
-            for _ in range(4)
-        ]
-        assert turns == ["ax", "by", "ax", "by"]
+    def test_pools_do_not_take_each_others_turns(self):
+        signals, candidates = Signals(), [candidate("a"), candidate("b")]
+        turns = [self.order(candidates, signals, Occasion(pool))[0] for _ in range(4) for pool in ("one", "other")]
+        assert "".join(turns) == "aabbaabb"
+
+    def test_a_holder_goes_first_and_its_turn_is_over(self):
+        signals, candidates = Signals(), [candidate("a"), candidate("b")]
+        assert self.order(candidates, signals, Occasion(held={"b"})) == ["b", "a"]
+        assert self.firsts(candidates, 3, signals) == "aab"  # b has had its turn

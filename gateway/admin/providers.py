@@ -1,25 +1,22 @@
 # mypy: disallow-untyped-decorators=False, warn-return-any=False
-"""Providers, deployments and model groups in the console."""
+"""Providers in the console: their credentials are written and never shown."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from django import forms
-from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import HttpRequest
-from django.utils import timezone
-from unfold.admin import TabularInline
-from unfold.contrib.filters.admin import ChoicesDropdownFilter, RelatedDropdownFilter
+from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldBooleanSwitchWidget
 
-from ailb_project.console import READ, ConsoleAdmin, Switchable, actor_of
-from gateway import discovery, environment, services, vault
+from ailb_project.console import Switchable, actor_of
+from gateway import discovery, services, vault
 from gateway.errors import UpstreamError
-from gateway.models import ConfigVersion, Deployment, GatewayProcess, GroupMember, ModelGroup, Provider
+from gateway.models import Provider
+from keys import policy
 
 _UNSEEN = {"autocomplete": "off", "spellcheck": "false", "style": "-webkit-text-security: disc", "rows": 3}
 
@@ -182,7 +179,7 @@ class ProviderAdmin(Switchable):
         """What to say of one provider, and how loudly."""
         if not discovery.can_discover(provider.kind):
             return "a provider of its kind cannot be asked for its models.", messages.WARNING
-        if environment.names_models_of(settings.ENV, provider):
+        if services.models_are_named(provider):
             return "its models are defined elsewhere.", messages.WARNING
         try:
             found = discovery.discover(provider, actor_of(request))
@@ -228,6 +225,12 @@ class ProviderAdmin(Switchable):
             for title, told in fieldsets
         ]
 
+    def remove(self, request: HttpRequest, obj: Any) -> None:
+        """Its deployments go with it, and one of them may be defined elsewhere."""
+        for deployment in obj.deployments.all():
+            policy.refuse_managed(actor_of(request), deployment.managed_by)
+        super().remove(request, obj)
+
     def write(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if form.replaces_credentials:
             told = form.credentials()
@@ -241,113 +244,3 @@ class ProviderAdmin(Switchable):
         """Secrets look alike in the log: that they were replaced shows as this."""
         replaced = form.replaces_credentials and form.instance.credentials
         return {"credentials": "(replaced)"} if replaced and form.was else {}
-
-
-@admin.register(Deployment)
-class DeploymentAdmin(Switchable):
-    resource = "routing"
-    list_display = ("name", "provider", "upstream_model", "weight", "priority", "strategy", "enabled", "defined_by")
-    list_filter = (("provider", RelatedDropdownFilter), "enabled", ("strategy", ChoicesDropdownFilter))
-    list_select_related = ("provider",)
-    search_fields = ("name", "upstream_model", "provider__slug")
-    autocomplete_fields = ("provider",)
-    ordering = ("name",)
-    readonly_fields = ("created_at",)
-    fieldsets = (
-        (None, {"fields": ("name", ("provider", "upstream_model"), "enabled")}),
-        ("Routing", {"fields": (("weight", "priority"), "strategy")}),
-        ("What it can do", {"fields": (("context_window", "max_output"), "created_at")}),
-    )
-
-    @display(description="defined by", ordering="managed_by")
-    def defined_by(self, deployment: Deployment) -> str:
-        return deployment.managed_by or "-"
-
-
-class MembersInline(TabularInline):
-    """Who may change the group may change its members."""
-
-    model = GroupMember
-    fields = ("position", "deployment")
-    autocomplete_fields = ("deployment",)
-    ordering = ("position", "id")
-    extra = 0
-    verbose_name = "member"
-    verbose_name_plural = "members, in the order in which failover tries them"
-
-    def _may_change(self, request: HttpRequest, group: Any) -> bool:
-        parent: Any = self.admin_site._registry[ModelGroup]
-        return bool(
-            parent.has_add_permission(request) if group is None else parent.has_change_permission(request, group)
-        )
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return bool(self.admin_site._registry[ModelGroup].has_view_permission(request, obj))
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._may_change(request, obj)
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._may_change(request, obj)
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._may_change(request, obj)
-
-
-@admin.register(ModelGroup)
-class ModelGroupAdmin(ConsoleAdmin):
-    resource = "routing"
-    list_display = ("name", "strategy", "members", "defined_by")
-    list_filter = (("strategy", ChoicesDropdownFilter),)
-    search_fields = ("name", "deployments__name")
-    ordering = ("name",)
-    readonly_fields = ("created_at",)
-    inlines = (MembersInline,)
-    fieldsets = ((None, {"fields": ("name", "strategy", "created_at")}),)
-
-    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
-        return super().get_queryset(request).prefetch_related("members__deployment")
-
-    @display(description="members")
-    def members(self, group: Any) -> str:
-        return ", ".join(member.deployment.name for member in group.members.all()) or "-"
-
-    @display(description="defined by", ordering="managed_by")
-    def defined_by(self, group: ModelGroup) -> str:
-        return group.managed_by or "-"
-
-    def audited_state(self, obj: Any) -> dict[str, Any]:
-        """With its members, which are rows of their own."""
-        return super().audited_state(obj) | {"members": _member_names(obj)}
-
-
-def _member_names(group: Any) -> list[str]:
-    rows: Iterable[str] = (
-        GroupMember.objects.filter(group=group).order_by("position", "id").values_list("deployment__name", flat=True)
-    )
-    return list(rows)
-
-
-@admin.register(GatewayProcess)
-class GatewayProcessAdmin(ConsoleAdmin):
-    resource = "providers"
-    ways = READ
-    list_display = ("host", "pid", "started_at", "heartbeat", "stopped_at", "swept_at")
-    search_fields = ("host", "id__exact")
-    ordering = ("-started_at",)
-    fieldsets = (
-        (None, {"fields": (("host", "pid"), "id", ("started_at", "heartbeat_at"), ("stopped_at", "swept_at"))}),
-    )
-
-    @display(description="last heard of", ordering="heartbeat_at")
-    def heartbeat(self, process: GatewayProcess) -> str:
-        seconds = int((timezone.now() - process.heartbeat_at).total_seconds())
-        return f"{seconds} s ago" if seconds < 120 else f"{process.heartbeat_at:%Y-%m-%d %H:%M:%S}"
-
-
-@admin.register(ConfigVersion)
-class ConfigVersionAdmin(ConsoleAdmin):
-    resource = "providers"
-    ways = READ
-    list_display = ("section", "number")
-    fieldsets = ((None, {"fields": ("section", "number")}),)
