@@ -78,7 +78,7 @@ class Env(BaseSettings):
     AILB_SECRET_KEY: SecretStr | None = Field(None, description="Django's signing key; generated with SQLite")
     AILB_KEY_PEPPER: SecretStr | None = Field(None, description="HMAC key of virtual keys; generated with SQLite")
     AILB_ENCRYPTION_KEYS: SecretStr | None = Field(
-        None, description="Comma-separated Fernet keys of provider credentials, newest first; generated with SQLite"
+        None, description="Comma-separated Fernet keys of stored credentials, newest first; generated with SQLite"
     )
     AILB_ADMIN_KEY: SecretStr | None = Field(
         None, description="A bearer key with the admin role, 24 characters or more; generated on the first start"

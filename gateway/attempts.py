@@ -1,26 +1,22 @@
 """Trying a request's candidates in turn until one answers.
 
-Failover goes on until the first content; from then on a failure is the client's to see. Each attempt is kept for the
-ledger, and told to its deployment's circuit: one whose circuit is open by now is passed over. Where the others are
-exhausted the last one may be asked again, after a pause. With hedging, one that is later than 19 in 20 of its answers
-gets a rival, and whoever answers first is heard.
+Failover goes on until the first content; from then on a failure is the client's to see. A candidate whose circuit is
+open by now is passed over. Where the others are exhausted the last one may be asked again, after a pause. With hedging,
+one that is later than 19 in 20 of its answers gets a rival, and whoever answers first is heard.
 """
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from itertools import chain
-from time import perf_counter
 from typing import Any, TypeVar
 
 from billing.holds import Hold, counted
-from gateway import metrics, retries, statistics, tokens
-from gateway.circuits import Pass
+from gateway import metrics, retries, tokens
 from gateway.errors import (
     BudgetExceeded,
     GatewayError,
-    InvalidRequest,
     RateLimited,
     UnsupportedParameter,
     UpstreamCredentialsRejected,
@@ -31,43 +27,11 @@ from gateway.exchange import Exchange
 from gateway.plane import Plane
 from gateway.planning import Plan, unhealthy
 from gateway.providers.base import Prepared, Provider
-from gateway.types import Attempt, ChatRequest, Completion, Deployment, Dialect, Limit, StreamEvent, Usage
-from keys.limits.base import Admission
+from gateway.tries import LiveStream, Try
+from gateway.types import Attempt, ChatRequest, Completion, Deployment, Dialect, Usage
 
-T = TypeVar("T", Completion, "LiveStream")
-
-Ask = Callable[["Try"], Coroutine[Any, Any, T]]
-
-_BYTES_PER_TOKEN = 4  # text's usual measure, for what a provider will bill of an attempt that told us nothing
-
-
-class Try:
-    """One call of one deployment, while it lasts."""
-
-    __slots__ = (
-        "admission", "call", "client", "deployment", "entry", "first", "left", "open", "seconds", "started",
-        "tokens_held", "usage", "way",
-    )  # fmt: skip
-
-    def __init__(self, deployment: Deployment, client: Provider, call: Prepared, way: Pass) -> None:
-        self.deployment = deployment
-        self.client = client
-        self.call = call
-        self.way = way
-        self.started = perf_counter()
-        self.open = True
-        self.first: float | None = None
-        """Seconds to the first content of a stream."""
-        self.seconds = 0.0
-        """To its end."""
-        self.entry = 0
-        """Where among the attempts it is written down, once it has ended."""
-        self.usage: Usage | None = None
-        """What it said of its tokens before its first content."""
-        self.admission: Admission | None = None
-        """Of the upstream's limits, and the tokens held there."""
-        self.left = False
-        self.tokens_held = 0
+T = TypeVar("T", Completion, LiveStream)
+Ask = Callable[[Try], Coroutine[Any, Any, T]]
 
 
 class Attempts:
@@ -83,7 +47,8 @@ class Attempts:
         self._late = False
         self._again = 0
         """How often the last candidate was asked once more."""
-        self._running = 0
+        self.number = 0
+        """Attempts so far, those that are running included."""
         self.made: list[Attempt] = []
         self.last: Try | None = None
         """The one that answered, or was last begun."""
@@ -95,11 +60,6 @@ class Attempts:
         """What the client is told where none answers: the last upstream's failure, else why none was asked."""
         plane.failovers.earn()
         plane.retries.earn()
-
-    @property
-    def number(self) -> int:
-        """Attempts so far, those that are running included."""
-        return len(self.made) + self._running
 
     @property
     def deployment(self) -> Deployment:
@@ -125,16 +85,24 @@ class Attempts:
         `UnsupportedParameter` where no candidate can be asked for this at all, `NoHealthyDeployment` where none may be
         asked now, `RateLimited` where their own limits leave nothing.
         """
-        return await self._in_time(self._complete)
 
-    async def open_stream(self, on_first_event: Callable[[], Awaitable[None]]) -> "LiveStream":
+        async def completed(attempt: Try) -> Completion:
+            return await attempt.complete(self._failed, self._cancelled)
+
+        return await self._in_time(completed)
+
+    async def open_stream(self, on_first_event: Callable[[], Awaitable[None]]) -> LiveStream:
         """The first stream that has content, or an orderly end without any.
 
         `on_first_event` is awaited when an upstream sent its first event. Raises as `complete` does.
         """
 
+        async def heard(attempt: Try) -> None:
+            self._heard = self._heard or attempt
+            await on_first_event()
+
         async def opened(attempt: Try) -> LiveStream:
-            return await self._open(attempt, on_first_event)
+            return await attempt.open_stream(heard, self._failed, self._cancelled)
 
         return await self._in_time(opened)
 
@@ -146,7 +114,7 @@ class Attempts:
         signals.answered(self._plan.route.name, tokens_out)
         if self._plan.key is not None:
             signals.holders.served(self._plan.key, name)
-        self._give_back_tokens(self.last, usage.total_tokens)
+        self.last.used(usage.total_tokens)
 
     def expire(self) -> None:
         """The request's time is over."""
@@ -226,15 +194,16 @@ class Attempts:
         if way is None:
             self._failure = self._failure or unhealthy(self._plan.route.name, self._plan.candidates, plane.circuits)
             return None
-        attempt = Try(deployment, client, call, way)
-        limits = self._limits_of(deployment)
-        if limits and not await self._admitted(attempt, limits):
+        attempt = Try(plane, self._exchange, self._hold, self.made, client, call, way)
+        try:
+            await attempt.admit(f"{self._hold.request_id}:{self.number}")
+        except RateLimited as full:
+            self._failure = self._failure if isinstance(self._failure, UpstreamError) else _sooner(self._failure, full)
             return None
         self.sent_at = self.sent_at or attempt.started
         self.last = attempt
-        self._running += 1
-        plane.signals.started(deployment.name)
-        client.in_use += 1
+        self.number += 1
+        attempt.begin()
         return attempt
 
     def _prepared(self, client: Provider, deployment: Deployment) -> Prepared:
@@ -245,97 +214,19 @@ class Attempts:
             raise UnsupportedParameter(f"'{name}' is not supported by this model's provider.", param=name)
         return call
 
-    # ── the upstream's limits ───────────────────────────────────────────────────────────────────────────────────
+    def _failed(self, attempt: Try, error: UpstreamError) -> None:
+        circuits = self._plane.circuits
+        another = any(d is not attempt.deployment and circuits.offers(d) for d in self._plan.candidates)
+        attempt.fail(error, another=another)
 
-    def _limits_of(self, deployment: Deployment) -> tuple[Limit, ...]:
-        """Its own, and its provider's."""
-        providers = self._plane.snapshot().limits.providers
-        if deployment.limit is None and not providers:
-            return ()
-        found = (deployment.limit, providers.get(deployment.provider.slug))
-        return tuple(limit for limit in found if limit is not None)
-
-    async def _admitted(self, attempt: Try, wanted: tuple[Limit, ...]) -> bool:
-        """Whether the upstream's limits have room; what is taken of them is given back when the attempt ends."""
-        limits, held = self._plane.limits, self._hold.tokens
-        number = f"{self._hold.request_id}:{self.number}"
-        taken = False
-        try:
-            # Tokens first: they can be given back, a request that was counted cannot.
-            await limits.take_tokens(number, wanted, held)
-            attempt.tokens_held = held
-            attempt.admission = await limits.admit(number, wanted)
-            taken = True
-        except RateLimited as full:
-            if not isinstance(self._failure, UpstreamError):
-                self._failure = _sooner(self._failure, full)
-            if full.limited_by is not None and full.limited_by[1] != "parallel":
-                self._plane.signals.used_up(attempt.deployment.name, full.retry_after or 0.0)
-        finally:
-            if not taken:
-                self._plane.circuits.gave_back(attempt.way)
-                if attempt.tokens_held:
-                    limits.give_back_tokens(wanted, held)
-        return taken
-
-    def _leave(self, attempt: Try) -> None:
-        """Give its place back; the admission stays known, for the tokens."""
-        if attempt.admission is not None and not attempt.left:
-            attempt.left = True
-            self._plane.limits.leave(attempt.admission)
-
-    def _give_back_tokens(self, attempt: Try, used: int) -> None:
-        """Return to the upstream's limits what was held above what was used."""
-        if attempt.tokens_held and attempt.admission is not None:
-            self._plane.limits.give_back_tokens(attempt.admission.limits, attempt.tokens_held - used)
-            attempt.tokens_held = 0
-
-    # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _complete(self, attempt: Try) -> Completion:
-        try:
-            answer = await attempt.client.complete(attempt.call)
-        except InvalidRequest:
-            self.gave_up(attempt, "invalid_request", 400)
-            raise
-        except UpstreamError as error:
-            self.failed(attempt, error)
-            raise
-        else:
-            self.succeeded(attempt)
-            return answer
-        finally:
-            self.gave_up(attempt, "cancelled", None)
-
-    async def _open(self, attempt: Try, on_first_event: Callable[[], Awaitable[None]]) -> "LiveStream":
-        source = attempt.client.stream(attempt.call)
-        begun: list[StreamEvent] = []
-        opened = False
-        try:
-            async for events in source:
-                if not begun:
-                    self._heard = self._heard or attempt
-                    await on_first_event()
-                begun += events
-                if any(event.content for event in events):
-                    break
-                for event in events:
-                    attempt.usage = event.usage or attempt.usage
-        except InvalidRequest:
-            self.gave_up(attempt, "invalid_request", 400)
-            raise
-        except UpstreamError as error:
-            self.failed(attempt, error)
-            raise
-        else:
-            opened = True
-            attempt.first = perf_counter() - attempt.started
-            self._plane.circuits.answered(attempt.way)
-            return LiveStream(self, attempt, begun, source)
-        finally:
-            if not opened:
-                await source.aclose()
-                self.gave_up(attempt, "cancelled", None)
+    def _cancelled(self, attempt: Try) -> None:
+        """Where the client left, what was cut is settled as the answer: nothing is wasted."""
+        if not attempt.open:
+            return
+        wasted = attempt.usage if self._late else None
+        if attempt is not self.last:
+            wasted = attempt.usage or attempt.guess()  # the slower of two: it was at work
+        attempt.give_up("cancelled", None, wasted=wasted)
 
     # ── two at once ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -374,13 +265,14 @@ class Attempts:
     async def _discard(self, task: "asyncio.Task[T]", attempt: Try) -> None:
         """What lost came to nothing: it was cancelled, even before it began, or answered a moment too late."""
         if task.cancelled() or task.exception() is not None:
-            self.gave_up(attempt, "cancelled", None)
+            self._cancelled(attempt)
             return
         answer = task.result()
         if isinstance(answer, LiveStream):
             await answer.close()
+            attempt.answered_in_vain(attempt.usage or attempt.guess())
         elif answer.usage is not None:
-            self.made[attempt.entry] = self._hold.wasted(self.made[attempt.entry], attempt.deployment, answer.usage)
+            attempt.answered_in_vain(answer.usage)
 
     async def _rival(self) -> Try | None:
         """A second attempt beside the first, where there is another deployment and budget for both."""
@@ -400,80 +292,6 @@ class Attempts:
                 return attempt
         return None
 
-    # ── how it went ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def succeeded(self, attempt: Try) -> None:
-        """It answered to the end."""
-        if attempt.open:
-            self._plane.circuits.succeeded(attempt.way)
-            self._write(attempt, "ok", 200)
-
-    def failed(self, attempt: Try, error: UpstreamError) -> None:
-        """It failed by a fault of the deployment's."""
-        if not attempt.open:
-            return
-        circuits, way, status = self._plane.circuits, attempt.way, error.upstream_status
-        if isinstance(error, UpstreamCredentialsRejected):
-            circuits.rejected(way, wait=error.retry_after)
-        elif status == 429:
-            circuits.throttled(way, wait=error.retry_after)
-        else:
-            another = any(d is not attempt.deployment and circuits.offers(d) for d in self._plan.candidates)
-            circuits.failed(way, wait=error.retry_after, another=another)
-        name = attempt.deployment.name
-        statistics.requests.attempt_failed(
-            attempt.deployment.provider.slug, name, error.code or "upstream_error", status
-        )
-        wasted = attempt.usage if attempt.first is None else None  # past its first content it is the answer
-        self._write(attempt, error.code or "upstream_error", status, error=error.message, wasted=wasted)
-
-    def gave_up(self, attempt: Try, outcome: str, status: int | None) -> None:
-        """It ended, if it had not, in a way that says nothing of the deployment."""
-        if attempt.open:
-            self._plane.circuits.gave_back(attempt.way)
-            wasted = attempt.usage if self._late else None
-            if outcome == "cancelled" and attempt is not self.last:
-                # The slower of two: it was at work. Where the client left, what was cut is settled as the answer.
-                wasted = attempt.usage or Usage(self._prompt_estimate(), 0, estimated=True)
-            self._write(attempt, outcome, status, wasted=wasted)
-
-    def _write(
-        self,
-        attempt: Try,
-        outcome: str,
-        status: int | None,
-        *,
-        error: str | None = None,
-        wasted: Usage | None = None,
-    ) -> None:
-        """`wasted`: what its provider will bill, as far as anybody can say, although something else is the answer."""
-        attempt.open = False
-        deployment, provider = attempt.deployment, attempt.deployment.provider.slug
-        attempt.seconds = perf_counter() - attempt.started
-        self._running -= 1
-        self._plane.signals.ended(deployment.name)
-        attempt.client.in_use -= 1
-        self._leave(attempt)
-        if outcome != "ok" and attempt.first is None:
-            self._give_back_tokens(attempt, wasted.total_tokens if wasted is not None else 0)
-        metrics.attempts[provider, outcome] += 1
-        made = Attempt(
-            provider=provider,
-            deployment=deployment.name,
-            outcome=outcome,
-            status=status,
-            started_ms=round((attempt.started - self._exchange.started) * 1000, 3),
-            latency_ms=round(attempt.seconds * 1000, 3),
-            error=error,
-        )
-        if wasted is not None:
-            made = self._hold.wasted(made, deployment, wasted)
-        attempt.entry = len(self.made)
-        self.made.append(made)
-
-    def _prompt_estimate(self) -> int:
-        return tokens.bound_prompt(self._hold.request.body) // _BYTES_PER_TOKEN
-
 
 def _passes(failure: GatewayError | None) -> bool:
     """Whether the same deployment may well answer in a moment: it broke, and neither refused us nor let us wait."""
@@ -487,42 +305,6 @@ def _sooner(one: GatewayError | None, other: RateLimited) -> GatewayError:
     if not isinstance(one, RateLimited):
         return other
     return min(one, other, key=lambda refusal: math.inf if refusal.retry_after is None else refusal.retry_after)
-
-
-class LiveStream:
-    """A stream past its first content."""
-
-    def __init__(
-        self,
-        attempts: Attempts,
-        attempt: Try,
-        begun: list[StreamEvent],
-        source: AsyncGenerator[list[StreamEvent], None],
-    ) -> None:
-        self._attempts = attempts
-        self._attempt = attempt
-        self._begun = begun
-        self._source = source
-
-    async def close(self) -> None:
-        """It is not wanted."""
-        await self._source.aclose()
-        self._attempts.gave_up(self._attempt, "cancelled", 200)
-
-    async def events(self) -> AsyncGenerator[list[StreamEvent], None]:
-        """All events from the first on. Raises `UpstreamError` where the upstream fails."""
-        try:
-            yield self._begun
-            async for events in self._source:
-                yield events
-        except UpstreamError as error:
-            self._attempts.failed(self._attempt, error)
-            raise
-        else:
-            self._attempts.succeeded(self._attempt)
-        finally:
-            # Closing the generator drops the upstream's connection, now and not when garbage is collected.
-            await self.close()
 
 
 async def count_prompt(plane: Plane, request: ChatRequest, deployment: Deployment) -> int:

@@ -1,4 +1,4 @@
-"""Provider credentials at rest: MultiFernet, newest key first, so that keys can be rotated."""
+"""Credentials at rest, providers' and webhooks': MultiFernet, newest key first, so that keys can be rotated."""
 
 from functools import cache
 from typing import Any

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from django.db.models import Max, Q, Sum
+from django.db.models import F, Max, Q, QuerySet, Sum, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from billing import periods
@@ -40,6 +41,11 @@ class Span(NamedTuple):
     scope: str
     start: datetime
     end: datetime | None
+
+    def covered(self) -> Q:
+        """The entries of requests that arrived in it."""
+        begun = Q(created_at__gte=self.start)
+        return begun if self.end is None else begun & Q(created_at__lt=self.end)
 
 
 class _Read(NamedTuple):
@@ -78,28 +84,39 @@ class Watch:
         read = self._read.get(span)
         if read is None or now - read.at > _READ_AGAIN:
             upto = max(newest - _UNSETTLED, 0)
-            read = self._read[span] = _Read(upto, now, _spent(span, Q(id__lte=upto)))
-        return _added(read.spent, _spent(span, Q(id__gt=read.upto)))
+            read = self._read[span] = _Read(upto, now, _spent_until(span, upto))
+        return _added(read.spent, _spent_since(span, read.upto))
 
 
 def _newest() -> int:
     return LedgerEntry.objects.aggregate(newest=Max("id"))["newest"] or 0
 
 
-def _spent(span: Span, ids: Q) -> Spending:
-    entries = LedgerEntry.objects.filter(ids, kind__in=COUNTED, created_at__gte=span.start).order_by()
-    if span.end is not None:
-        entries = entries.filter(created_at__lt=span.end)
+def _spent_until(span: Span, upto: int) -> Spending:
+    """In entries up to this id: all that the period's index finds."""
+    return _grouped(span, LedgerEntry.objects.filter(span.covered(), id__lte=upto), within=None)
+
+
+def _spent_since(span: Span, after: int) -> Spending:
+    """In entries after this id. Only the id chooses the rows, and the period what of them is summed: given both, SQLite
+    would walk through the whole period once more.
+    """
+    return _grouped(span, LedgerEntry.objects.filter(id__gt=after), within=span.covered())
+
+
+def _grouped(span: Span, entries: QuerySet[LedgerEntry], within: Q | None) -> Spending:
+    entries = entries.filter(kind__in=COUNTED).order_by()
     sums = {
-        "usd": Sum("cost_usd", output_field=MoneyField()),
-        "prompt": Sum("prompt_tokens"),
-        "output": Sum("completion_tokens"),
+        "usd": Sum("cost_usd", filter=within, output_field=MoneyField()),
+        "prompt": Sum("prompt_tokens", filter=within),
+        "output": Sum("completion_tokens", filter=within),
     }
     column = _OWNER_COLUMN.get(span.scope)
     if column is None:
         return {"": _amount(entries.aggregate(**sums))}
-    rows = entries.filter(**{f"{column}__isnull": False}).values(column).annotate(**sums)
-    return {row[column]: _amount(row) for row in rows}
+    # No bare column, whose index SQLite would walk through from end to end to group by it.
+    rows = entries.values(payer=Coalesce(F(column), Value(""))).annotate(**sums)
+    return {row["payer"]: _amount(row) for row in rows}
 
 
 def _amount(row: Mapping[str, Any]) -> Amount:

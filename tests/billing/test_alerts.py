@@ -182,15 +182,16 @@ class TestReading:
     def test_a_long_period_is_read_once_and_then_only_what_came_since(self, budget, monkeypatch):
         monkeypatch.setattr(thresholds, "_UNSETTLED", 0)
         read: list[Any] = []
-        spent = thresholds._spent
-        monkeypatch.setattr(thresholds, "_spent", lambda span, ids: read.append(ids.children[0]) or spent(span, ids))
+        until, since = thresholds._spent_until, thresholds._spent_since
+        monkeypatch.setattr(thresholds, "_spent_until", lambda *told: read.append(("until", told[1])) or until(*told))
+        monkeypatch.setattr(thresholds, "_spent_since", lambda *told: read.append(("since", told[1])) or since(*told))
         watch = thresholds.Watch()
         spend("4")
         newest = LedgerEntry.objects.order_by("-id")[0].pk
         assert levels(watch) == []
         spend("1")
         assert levels(watch) == [50]
-        assert read == [("id__lte", newest), ("id__gt", newest), ("id__gt", newest)]
+        assert read == [("until", newest), ("since", newest), ("since", newest)]
 
     def test_it_is_read_anew_after_ten_minutes(self, budget, monkeypatch):
         monkeypatch.setattr(thresholds, "_UNSETTLED", 0)

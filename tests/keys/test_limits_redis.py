@@ -21,6 +21,7 @@ def _patient(monkeypatch, request):
     """A busy machine is no fault of Redis; where its faults are the subject, the true limit holds."""
     if "own_redis" not in request.fixturenames:
         monkeypatch.setattr("ailb_project.shared_redis._CEILING", 5.0)
+        monkeypatch.setattr("ailb_project.shared_redis._CONNECT", 5.0)
 
 
 @pytest.fixture
