@@ -16,7 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -35,7 +35,7 @@ _CEILING = 0.08  # seconds an exchange may take: tens of milliseconds, and more 
 _GLANCE = 0.01  # seconds more, so that a loop that was busy itself reads what has come meanwhile
 _CONNECT = 0.2  # seconds an exchange may take that has to connect and to load the scripts first
 _LANES = 4  # exchanges under way at once: enough that none waits on a network's round trip, few enough to fill batches
-_PROBE = 0.25  # seconds between two probes while Redis is gone
+_PROBE = (0.05, 0.25)  # seconds to the first probe when Redis did not answer, and between two while it is gone
 _COMPLAIN = 10.0  # seconds between two log lines about the same refusal of Redis
 _BATCH = 256  # commands of an outbox in one script: a few milliseconds of Redis's time
 _MOST_WAITING = 100_000  # commands an outbox keeps while Redis is gone, ~300 bytes each
@@ -92,6 +92,9 @@ class _Call:
         self.answered = False
 
     def answer(self, reply: Any) -> None:
+        """Nothing happens where it was given up."""
+        if self.answered:
+            return
         self.answered = True
         if not self.future.done():
             self.future.set_result(reply)
@@ -198,12 +201,15 @@ class SharedRedis:
         self._scripts: list[Script] = []
         self._free = [_Lane(pool, prefix, self._scripts, self._complain) for _ in range(_LANES)]
         self._waiting: list[_Call] = []
+        self._under_way: list[list[_Call]] = []
         self._outboxes: list[Outbox] = []
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._down = False
         self._told_up = False
         self._probe: asyncio.TimerHandle | None = None
+        self._probes = 0
+        """Since it went down."""
         self._complained: dict[str, float] = {}
         self.on_return: list[Callable[[], None]] = []
         """Called when Redis answers again, before anything else is asked of it."""
@@ -257,10 +263,11 @@ class SharedRedis:
 
     def _keep_probing(self) -> None:
         if self._probe is None:
-            self._probe = asyncio.get_running_loop().call_later(_PROBE, self._try_again)
+            self._probe = asyncio.get_running_loop().call_later(_PROBE[self._probes > 0], self._try_again)
 
     def _try_again(self) -> None:
         self._probe = None
+        self._probes += 1
         if self._down and self._free:
             self._start(self._probed(self._free.pop()))
 
@@ -286,6 +293,7 @@ class SharedRedis:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, lane: _Lane, calls: list[_Call]) -> None:
+        self._under_way.append(calls)
         try:
             await _exchange(lane, calls)
         except (OSError, RedisError) as error:  # a timeout is an OSError too
@@ -294,6 +302,7 @@ class SharedRedis:
         else:
             self._came_up()
         finally:
+            self._under_way.remove(calls)
             for call in calls:
                 call.fail()
             self._free.append(lane)
@@ -306,13 +315,14 @@ class SharedRedis:
         self._down, self._told_up = True, False
         self._keep_probing()
         waiting, self._waiting = self._waiting, []
-        for call in waiting:
+        # Nobody waits out the time of another exchange: what one thread does not answer here it does not there.
+        for call in chain(waiting, *self._under_way):
             call.fail()
 
     def _came_up(self) -> None:
         if self._down:
             log.info("redis_reachable_again")
-            self._down = False
+            self._down, self._probes = False, 0
             for returned in self.on_return:
                 returned()
         if not self._told_up:

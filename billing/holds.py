@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import structlog
 
-from billing import pricing
+from billing import alerts, pricing
 from billing.counters.base import Amount, BudgetCounters, Owners
 from billing.ledger import LedgerWriter
 from billing.pricebook import Book
@@ -337,7 +337,9 @@ class Hold:
         tally.cost += float(cost)
         if self._size.usd is not None and cost > self._size.usd:
             metrics.OVERRUNS.inc()
-            log.warning("overrun", request_id=self._facts.request_id, held_usd=str(self._size.usd), cost_usd=str(cost))
+            told = {"request_id": self._facts.request_id, "held_usd": f"{self._size.usd:f}", "cost_usd": f"{cost:f}"}
+            log.warning("overrun", **told)
+            alerts.raise_soon("overrun", outcome.deployment.name, told)
 
     def _hold_row(self, first: Deployment) -> LedgerRow:
         facts, caller, size = self._facts, self._facts.caller, self._size

@@ -6,6 +6,7 @@ from time import perf_counter
 
 import structlog
 
+from billing import alerts
 from gateway.circuits import Circuit, Pass, State
 from gateway.types import Deployment
 
@@ -152,6 +153,9 @@ class MemoryCircuits:
             seconds=round(max(circuit.until - self.clock(), 0.0), 1),
             elsewhere=elsewhere,
         )
+        if circuit.reason == "credentials" and not elsewhere:
+            provider = circuit.deployment.provider.slug
+            alerts.raise_soon("upstream_credentials", circuit.deployment.name, {"provider": provider})
 
     def _note_closed(self, circuit: Circuit, reason: str) -> None:
         self.troubled.discard(circuit.deployment.name)

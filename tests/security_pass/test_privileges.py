@@ -35,7 +35,7 @@ GREED: dict[str, Any] = {
     "rotation_id": "mine", "tz": "Asia/Tokyo", "limit_dollars": 1_000_000, "limit_tokens": 10**12, "key_id": "{key}",
     "organisation": True, "period": "total", "monthly_limit_dollars": 1_000_000, "monthly_limit_tokens": 10**12,
     "starts_on": "2020-01-01", "days": 1, "repeats": True, "mode": "grace", "grace_percent": 100,
-    "alert_thresholds": [],
+    "alert_thresholds": [], "max_wait_ms": 600_000, "queue_weight": 100,
 }  # fmt: skip
 # Columns that no body has: to be refused by name, not dropped.
 NOBODYS = (

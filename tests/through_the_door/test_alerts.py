@@ -20,7 +20,6 @@ def _mail(settings: Any) -> None:
     settings.ALERT_EMAILS = ["ops@example.com"]
 
 
-@pytest.mark.xfail(strict=True, reason="until billing.holds raises it")
 def test_a_settlement_above_its_hold(gateway, model, alice, upstream, stream):
     budget = make_budget("key", alice.id, dollars="1")
     usage = {"prompt_tokens": 100_000, "completion_tokens": 10}
@@ -35,7 +34,6 @@ def test_a_settlement_above_its_hold(gateway, model, alice, upstream, stream):
     assert gateway.used(budget)[0] == 2 * (settlement.cost_usd or 0), "it counts at once"
 
 
-@pytest.mark.xfail(strict=True, reason="until gateway.circuits_memory raises it")
 @pytest.mark.parametrize("status", [401, 403])
 def test_credentials_that_a_provider_refuses(gateway, model, alice, upstream, stream, status):
     upstream.will(*(refuses(status) for _ in range(5)))
