@@ -366,8 +366,9 @@ class Outbox:
     """Commands that nobody waits for: sent in order, each applied exactly once, kept while Redis is gone.
 
     They go with the calls of the same tick, and before them: who asks after `put` sees what it did. `script` gets
-    `[process, number, [[age, *command], …]]`: `number` counts batches, and the script ignores one that is not above the
-    last it applied, so a batch whose reply was lost is safely sent again. `age` is milliseconds since `put`.
+    `[process, number, [[age, *command], …], sent]`: `number` counts batches, and the script ignores one that is not
+    above the last it applied, so a batch whose reply was lost is safely sent again. `age` is milliseconds since `put`,
+    when the batch was sent; `sent` is that moment, in milliseconds on a clock of the process's own.
     """
 
     def __init__(self, client: SharedRedis, script: Script, process_id: str) -> None:
@@ -411,7 +412,8 @@ class Outbox:
         self._under_way = True
         future = asyncio.get_running_loop().create_future()
         future.add_done_callback(self._ended)
-        return _Call(self._script, _encode([self._process_id, self._number, aged]), future, None)
+        batch = [self._process_id, self._number, aged, math.floor(now * 1000)]
+        return _Call(self._script, _encode(batch), future, None)
 
     async def drained(self, within: float = _CEILING) -> bool:
         """Wait until all that was put is applied; False where that takes longer than `within` seconds."""

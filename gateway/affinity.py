@@ -50,7 +50,7 @@ class Holders:
         if served is None:
             return ()
         since = self._clock() - KEPT
-        return [name for name, at in served.items() if at > since]
+        return {name for name, at in served.items() if at > since}
 
     def served(self, key: Key, deployment: str) -> None:
         self._served.setdefault(key, {})[deployment] = self._clock()

@@ -125,25 +125,20 @@ class Attempts:
     # ── one after the other ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _in_time(self, ask: Ask[T]) -> T:
-        deadlines = self._plane.deadlines
+        deadlines, hedging = self._plane.deadlines, self._plan.route.hedging
         deadlines.begin(self)
         try:
-            return await self._first_answer(ask)
+            while (attempt := await self._next()) is not None:
+                try:
+                    return await (self._hedged(attempt, ask) if hedging else ask(attempt))
+                except UpstreamError as error:
+                    self._failure = error
         except asyncio.CancelledError:
             if not self._late or self._task is None or self._task.uncancel():
                 raise
             raise UpstreamTimeout("No provider answered in the time that a request has.") from None
         finally:
             deadlines.end(self)
-
-    async def _first_answer(self, ask: Ask[T]) -> T:
-        while (attempt := await self._next()) is not None:
-            try:
-                if self._plan.route.hedging:
-                    return await self._hedged(attempt, ask)
-                return await ask(attempt)
-            except UpstreamError as error:
-                self._failure = error
         assert self._failure is not None
         raise self._failure
 

@@ -143,8 +143,10 @@ class Planner:
         if name != "cost_optimized":
             return occasion
         costs = _Costs(self._request, signals.rates.of(pool, candidates, self._book), occasion)
-        cost = costs.exactly() if parted else costs.roughly().__getitem__
-        return msgspec.structs.replace(occasion, cost=cost, count=costs.exactly)
+        if parted:
+            return msgspec.structs.replace(occasion, cost=costs.exactly())
+        rough = costs.roughly()
+        return msgspec.structs.replace(occasion, listed=(candidates, rough), cost=costs.cost, count=costs.exactly)
 
 
 class _Costs:
@@ -159,21 +161,27 @@ class _Costs:
         self._output = int(occasion.tokens) * request.n
         self._tier: str | None = request.body.get("service_tier") or None
         self._bound = tokens.bound_prompt(request.body)
+        self._found: list[float] = []
 
-    def roughly(self) -> dict[str, float]:
-        """By deployment. The prompt is counted only where its length decides: cost rises with it in a straight line at
-        each of them, so whoever is the cheapest for no tokens and for the most that it can be is so in between.
+    def roughly(self) -> list[float]:
+        """In the candidates' order. The prompt is counted only where its length decides: cost rises with it in a
+        straight line at each of them, so whoever is the cheapest for no tokens and for the most that it can be is so in
+        between.
         """
         none, most = self._at(0), self._at(self._bound)
         if self._rates.straight(self._tier) and none.index(min(none)) == most.index(min(most)):
-            return dict(zip(self._rates.names, most, strict=True))
-        return self._all()
+            self._found = most
+        else:
+            self._found = self._at(self._counted())
+        return self._found
+
+    def cost(self, name: str) -> float:
+        """One of those."""
+        return self._found[self._rates.place(name)]
 
     def exactly(self) -> Callable[[str], float]:
-        return self._all().__getitem__
-
-    def _all(self) -> dict[str, float]:
-        return dict(zip(self._rates.names, self._at(self._counted()), strict=True))
+        self._found = self._at(self._counted())
+        return self.cost
 
     def _at(self, prompt: int) -> list[float]:
         return self._rates.costs(prompt, self._output, self._held, self._tier)
@@ -200,6 +208,10 @@ class Plan:
             pools[0][1] if len(pools) == 1 else list({d.name: d for _, able in pools for d in able}.values())
         )
         """All that it may be tried at, in no order."""
+        if self.route.size == 1 and planner.circuits.all_well:
+            self._order: Iterator[Deployment] = iter(())  # there is nothing to decide
+            self.first = self.candidates[0]
+            return
         self._order = _through(planner, pools)
         first = next(self._order, None)
         if first is None:
@@ -218,7 +230,7 @@ class Plan:
         if choice.version is not None:
             told["version"] = choice.version
         if choice.occasion.held:
-            told["held"] = list(choice.occasion.held)
+            told["held"] = sorted(choice.occasion.held)
         return {"routing": told}
 
 

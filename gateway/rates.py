@@ -24,10 +24,14 @@ class RateCard:
         self.candidates = candidates
         self.book = book
         self.until = until
-        self.names = [d.name for d in candidates]
+        self._places = {d.name: place for place, d in enumerate(candidates)}
         self._prices = [book.find(d.provider.price_book, d.upstream_model, d.name, at) for d in candidates]
         self._lines = [_line(price) for price in self._prices]
         self._bent = [at for at, price in enumerate(self._prices) if price is not None and len(price.levels[None]) > 1]
+
+    def place(self, name: str) -> int:
+        """Where among the candidates a deployment is."""
+        return self._places[name]
 
     def straight(self, tier: str | None) -> bool:
         """Whether all of them rise in a straight line with the prompt's length."""
@@ -35,13 +39,16 @@ class RateCard:
 
     def costs(self, prompt: int, output: int, held: Collection[str], tier: str | None) -> list[float]:
         """By the candidates' order, in 1e-18 US dollars; infinity where unpriced. `held` have the prompt cached."""
-        costs = [fee + into * prompt + out * output for into, out, fee in self._lines]
+        if prompt:
+            costs = [fee + into * prompt + out * output for into, out, fee in self._lines]
+        else:
+            costs = [fee + out * output for _, out, fee in self._lines]
         for at in range(len(costs)) if tier is not None else self._bent:
             costs[at] = self._exact(at, Usage(prompt, output), tier)
         for name in held:
-            if name in self.names:
-                at = self.names.index(name)
-                costs[at] = self._exact(at, Usage(prompt, output, cached_tokens=prompt), tier)
+            place = self._places.get(name)
+            if place is not None:
+                costs[place] = self._exact(place, Usage(prompt, output, cached_tokens=prompt), tier)
         return costs
 
     def _exact(self, at: int, usage: Usage, tier: str | None) -> float:
@@ -78,4 +85,4 @@ def _line(price: pricing.Price | None) -> tuple[float, float, float]:
     if price is None:
         return (0.0, 0.0, math.inf)
     amounts = pricing.amounts_at(price, 0)
-    return (amounts[0], amounts[5], amounts[8])
+    return (float(amounts[0]), float(amounts[5]), float(amounts[8]))

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import msgspec
 import structlog
@@ -57,9 +58,11 @@ class Catalog(msgspec.Struct, frozen=True):
     cards: Mapping[str, ModelCard]
     weights: Mapping[str, int] = {}
     """Of versions, for traffic that is no group's."""
+    routes: dict[str, "Route"] = {}
+    """By what was asked for and found: made at the first request."""
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, dict=True):
     """What a name means for one caller: pools, none of them empty."""
 
     name: str
@@ -67,24 +70,24 @@ class Route(msgspec.Struct, frozen=True):
     hedging: bool = False
     is_group: bool = False
 
-    @property
+    @cached_property
     def candidates(self) -> tuple[Deployment, ...]:
         """Those of the first pool, which answer while one of them can."""
         return self.pools[0].deployments
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many deployments there are, in all pools."""
         return sum(len(pool.deployments) for pool in self.pools)
 
-    @property
+    @cached_property
     def limited_as(self) -> str:
         """The name that limits of models go by: a deployment's own, where this is another of its names. A group's is
         the group's, however little of it there is, or is left for the caller.
         """
         return self.candidates[0].name if self.size == 1 and not self.is_group else self.name
 
-    @property
+    @cached_property
     def picky(self) -> bool:
         """See `Pool.picky`."""
         return any(pool.picky for pool in self.pools)
@@ -96,15 +99,16 @@ def resolve(catalog: Catalog, name: str, allowed_models: frozenset[str] | None) 
     `name` is a deployment, a group, `provider/model`, an upstream model or `auto`. Raises `ModelNotFound`,
     `ModelNotAllowed`.
     """
-    route = _lookup(catalog, name)
+    route = catalog.routes.get(name) or _lookup(catalog, name)
     if route is None:
         raise ModelNotFound(f"The model '{name[:200]}' does not exist or is not yours to use.", param="model")
+    catalog.routes[name] = route
     if allowed_models is None or name in allowed_models:
         return route
     pools = tuple(allowed for pool in route.pools if (allowed := _allowed(pool, allowed_models)).deployments)
     if not pools:
         raise ModelNotAllowed(f"This key may not use the model '{name[:200]}'.", param="model")
-    return msgspec.structs.replace(route, pools=pools)
+    return Route(name, pools, route.hedging, route.is_group)
 
 
 def _pool(

@@ -19,9 +19,10 @@ class ScopedLimits(msgspec.Struct, frozen=True):
 
     def of(self, caller: Caller, model: str) -> tuple[Limit, ...]:
         """Every limit that a request of `caller` for `model` has to pass before it is routed."""
+        if self.organisation is None and not self.models and not self.key_models:
+            return caller.limits
         found = (self.organisation, self.models.get(model), self.key_models.get((caller.key_id, model)))
-        own = tuple(limit for limit in found if limit is not None)
-        return caller.limits + own if own else caller.limits
+        return caller.limits + tuple(limit for limit in found if limit is not None)
 
 
 def load() -> ScopedLimits:

@@ -24,7 +24,7 @@ ZERO = Decimal(0)
 NOTHING = Amount(ZERO, 0)
 SHARE = 20  # a process leases at most a twentieth of what is left, so that the others have nearly all of it
 REMEMBERED = 20  # renewals, ten seconds: a budget that nobody used for so long is no longer leased
-AHEAD = 2  # a lease is to last for twice the time that is remembered
+AHEAD = 6  # a lease is to last for six times the time that is remembered: a minute
 
 
 class Asked(msgspec.Struct, frozen=True):

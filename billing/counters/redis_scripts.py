@@ -12,6 +12,7 @@ from the ledger (`ailb_project.shared_redis`).
     renewed:{process}             the number of its last renewal
     index:{owner}                 set: the owner's budgets that are counted
     recent:{owner}                sorted set by arrival: settlements of the last `LATE` milliseconds
+    offset:{process}:{hour}       the least difference between Redis's clock and the process's, ms
     applied:{process}             the last batch of its outbox that was applied
     void:{request}                its settlement came before its hold: the hold must not be placed any more
     swept:{process}               when what it held was given back
@@ -220,6 +221,16 @@ redis.call('SET', applied, text(args[2]), 'PX', 24 * HOUR)
 local now = milliseconds()
 local records = run .. ':held:' .. process
 
+-- how much longer than others of its process this batch was on its way: it may have lain in a stalled server's buffer
+local function lateness(sent)
+  local hour = math.floor(now / HOUR)
+  local key = run .. ':offset:' .. process .. ':'
+  local offset, this, last = now - sent, redis.call('GET', key .. hour), redis.call('GET', key .. hour - 1)
+  if not this or offset < tonumber(this) then redis.call('SET', key .. hour, text(offset), 'PX', 3 * HOUR) end
+  return offset - math.min(offset, tonumber(this or offset), tonumber(last or offset))
+end
+local late = lateness(args[4])
+
 local function end_hold(unsure, request)
   local record = redis.call('HGET', records, request)
   if record then
@@ -261,7 +272,7 @@ end
 
 local function settle(age, unsure, request, usd, pico, tokens, at, owners)
   end_hold(unsure, request)
-  local settled = now - age
+  local settled = now - age - late
   local entry = table.concat({text(settled), request, text(usd), text(pico), text(tokens), text(at)}, ' ')
   for _, owner in ipairs(owners) do
     local recent, index = run .. ':recent:' .. owner, run .. ':index:' .. owner

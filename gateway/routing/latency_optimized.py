@@ -17,15 +17,18 @@ def order(candidates: Sequence[Deployment], signals: Signals, occasion: Occasion
     """By expected time. One that was never measured goes first, once; one that was measured long ago now and then, so
     that a recovered one is found again.
     """
-    tokens, paces, in_flight = occasion.tokens, signals.paces.get, signals.in_flight.get
+    # `score` without its calls: there may be a hundred candidates.
+    names, paces = signals.paces_of(occasion.pool, candidates)
+    tokens = occasion.tokens
     scores = [
-        (pace.first + pace.token * tokens) * (1.0 + in_flight(d.name, 0) / _AT_ONCE)
-        if (pace := paces(d.name)) is not None
-        else score(d, signals, occasion)
-        for d in candidates
-    ]  # `score` without its call: of a hundred candidates each
-    if occasion.held:
-        scores = [score(d, signals, occasion) for d in candidates]
+        (pace.first + pace.token * tokens) * (1.0 + (crowd or 0) / _AT_ONCE) if pace is not None else None
+        for pace, crowd in zip(paces, map(signals.in_flight.get, names), strict=True)
+    ]
+    if occasion.held or None in scores:
+        scores = [
+            score(d, signals, occasion) if found is None or d.name in occasion.held else found
+            for d, found in zip(candidates, scores, strict=True)
+        ]
     ordered = best_first(candidates, scores)
     stale = _to_explore(candidates, signals)
     if stale is not None:

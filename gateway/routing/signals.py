@@ -73,6 +73,8 @@ class Occasion(msgspec.Struct, frozen=True):
     """In [0, 1), the same for the same session or prefix in every process: where a draw falls without a holder."""
     tokens: float = 200.0
     """How long the answer is expected to be."""
+    listed: tuple[Sequence[Deployment], list[float]] | None = None
+    """Of these candidates, `cost` in their order: for a hundred of them the calls would cost more than the sums."""
     cost: Callable[[str], float] = lambda _name: math.inf
     """What it is expected to cost at a deployment, in 1e-18 US dollars; infinity where unpriced. Right as to which is
     the cheapest; `counted` is right as to all."""
@@ -92,6 +94,7 @@ class Signals(msgspec.Struct):
     """By `clock`, until when a deployment's limits, ours or its provider's, leave nothing."""
     turns: dict[str, dict[str, float]] = {}
     """Smooth weighted round robin's running totals, by pool and deployment."""
+    _listed: dict[str, tuple[Sequence[Deployment], int, list[str], list[Pace | None]]] = {}
     exploring: float = 0.0
     """Of one request, how much may by now be spent on trying a deployment that is not the fastest."""
     rng: random.Random = msgspec.field(default_factory=random.Random)
@@ -113,6 +116,14 @@ class Signals(msgspec.Struct):
         if pace is None:
             pace = self.paces[deployment] = Pace()
         pace.measured(self.clock(), first=first, whole=whole, tokens=tokens)
+
+    def paces_of(self, pool: str, candidates: Sequence[Deployment]) -> tuple[list[str], list[Pace | None]]:
+        """The candidates' names and paces, as they were listed last where both are still the same."""
+        listed = self._listed.get(pool)
+        if listed is None or listed[0] is not candidates or listed[1] != len(self.paces):
+            names = [d.name for d in candidates]
+            listed = self._listed[pool] = (candidates, len(self.paces), names, [self.paces.get(name) for name in names])
+        return listed[2], listed[3]
 
     def late_after(self, deployment: str, *, stream: bool) -> float | None:
         """See `Pace.late_after`; None where too little is known."""

@@ -203,6 +203,24 @@ async def test_a_message_older_than_the_reading_is_in_it(processes, ledger, monk
 
 
 @redis_only
+async def test_a_message_that_lay_in_a_stalled_servers_buffer_is_as_old_as_it_is(own_redis, ledger, monkeypatch):
+    """Sent at once, executed much later: a budget that is read then has its row."""
+    late, reader = process(own_redis.url, ledger, "gw_late"), process(own_redis.url, ledger, "gw_reader")
+    await left(late, budget(2, scope="organisation", owner=""))
+    late.settle("first", BOB, NOTHING, NOW)
+    await applied(late)
+    own_redis.stall()
+    late.settle("a", ALICE, amount("4"), NOW)
+    ledger.close("a", ALICE, amount("4"), written=NOW - timedelta(minutes=1))  # so long ago, for the reader
+    await asyncio.sleep(5.5)
+    own_redis.go_on()
+    await applied(late)
+    assert await left(reader, budget()) == 6
+    await late.close()
+    await reader.close()
+
+
+@redis_only
 async def test_an_open_request_is_held_in_a_budget_made_meanwhile(processes, ledger):
     ledger.hold("gw_1", "a", ALICE, amount("4"))
     assert await left(processes[0], budget()) == 6
@@ -595,6 +613,7 @@ RICH = (budget(usd="1000"),)
 async def make(ledger, monkeypatch) -> AsyncIterator[Callable[..., RedisCounters]]:
     """Makes the counters of processes with leases, or without; they are closed with the test, Redis there or not."""
     monkeypatch.setattr("ailb_project.shared_redis._DRAIN", 0.2)
+    monkeypatch.setattr("billing.counters.leases.AHEAD", 2)
     made: list[RedisCounters] = []
 
     def make(url: str, name: str = "gw_1", *, leases: bool = True, **client) -> RedisCounters:

@@ -10,6 +10,14 @@ from billing.counters.leases import NOTHING, REMEMBERED, Answer, Leases
 from tests.billing.counters_contract import amount, budget
 
 D = Decimal
+
+
+@pytest.fixture(autouse=True)
+def _ahead(monkeypatch):
+    """Sums that are easy to follow: a lease lasts for twice what was held."""
+    monkeypatch.setattr("billing.counters.leases.AHEAD", 2)
+
+
 KEY, TEAM = "budget:1", "budget:2"
 MINE, TEAMS = budget(usd="100"), budget(2, scope="team", owner="red", usd="1000", tokens=100_000)
 
