@@ -1,8 +1,8 @@
 """The Redis that gateway processes share: scripts asked of it (`SharedRedis`) and told to it (`Outbox`).
 
 Calls of one tick of the event loop go out together on one of a few connections ("lanes"), each one exchange of a
-batch of scripts and its replies: 24 µs of CPU for a call alone, 6 among eight, where redis-py's client and pool take
-55. The connections themselves are redis-py's: addresses, TLS, passwords and the wire are its work.
+batch of scripts and its replies (`ailb_project.redis_wire`). The connections themselves are redis-py's: addresses, TLS
+and passwords are its work.
 
 Redis 6 or later; one server or a primary with replicas, no cluster; its `maxmemory-policy` must be `noeviction`.
 Redis that is slow or gone costs a call at most `_CEILING` seconds, and the first on a connection `_CONNECT`. While it
@@ -23,8 +23,9 @@ import msgspec
 import structlog
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from ailb_project.redis_wire import Wire
 from gateway.metrics import REDIS_UP
 
 log = structlog.get_logger()
@@ -121,72 +122,76 @@ class _Lane:
         self._scripts = scripts
         self._complain = complain
         self._connection: AbstractConnection | None = None
+        self._wire: Wire | None = None
         self._loaded = 0
         self._keys = b""
 
     @property
     def is_open(self) -> bool:
-        return self._connection is not None and self._connection.is_connected
+        return self._wire is not None and not self._wire.is_lost
 
     async def exchange(self, calls: list[_Call]) -> None:
-        """Send all, then read all replies."""
-        connection = await self._connected()
+        """Send all, then read all replies; of none, only connect."""
+        wire = await self._connected()
+        if not calls:
+            return
         commands = [b"%b%b%b" % (call.script.head, self._keys, _bulk(call.payload)) for call in calls]
         for call in calls:
             call.sent = True
-        await connection.send_packed_command(b"".join(commands), check_health=False)
         unknown = []
-        for call in calls:
-            try:
-                call.answer(await connection.read_response())
-            except NoScriptError:
+        for call, reply in zip(calls, await wire.ask(b"".join(commands), len(calls)), strict=True):
+            if isinstance(reply, NoScriptError):
                 unknown.append(call)
-            except ResponseError as error:
-                self._complain(error)
+            elif isinstance(reply, ResponseError):
+                self._complain(reply)
                 call.fail()
+            else:
+                call.answer(reply)
         if unknown:
             # Somebody emptied the server's memory of scripts; it refused these before doing anything.
             self._loaded = 0
             await self.exchange(unknown)
 
     async def close(self) -> None:
-        connection, self._connection, self._loaded = self._connection, None, 0
+        connection, self._connection = self._connection, None
+        self._wire, self._loaded = None, 0
         if connection is not None:
             with contextlib.suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
 
-    async def _connected(self) -> AbstractConnection:
-        if self._connection is None or not self._connection.is_connected:
+    async def _connected(self) -> Wire:
+        if self._wire is None or self._wire.is_lost:
             await self.close()
             connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.connect()
-                self._keys = _bulk(self._prefix.encode()) + _bulk(await self._run(connection))
+                wire = Wire(connection)
+                self._keys = _bulk(self._prefix.encode()) + _bulk(await self._run(wire))
             except BaseException:
                 with contextlib.suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)
                 raise
-            self._connection = connection
+            self._connection, self._wire = connection, wire
         if self._loaded != len(self._scripts):
-            await self._load(self._connection)
-        return self._connection
+            await self._load(self._wire)
+        return self._wire
 
-    async def _run(self, connection: AbstractConnection) -> bytes:
+    async def _run(self, wire: Wire) -> bytes:
         """Every connection asks: whoever talks to a restarted server has connected to it since."""
-        await connection.send_packed_command(b"*2\r\n" + _bulk(b"INFO") + _bulk(b"server"))
-        try:
-            return run_prefix(self._prefix, await connection.read_response(disable_decoding=True))
-        except NoPermissionError as error:
-            # Served all the same; a restart from an old snapshot then goes unnoticed.
-            self._complain(error)
+        (info,) = await wire.ask(b"*2\r\n" + _bulk(b"INFO") + _bulk(b"server"), 1)
+        if isinstance(info, ResponseError):
+            # Not allowed. Served all the same; a restart from an old snapshot then goes unnoticed.
+            self._complain(info)
             return run_prefix(self._prefix, {})
+        return run_prefix(self._prefix, info)
 
-    async def _load(self, connection: AbstractConnection) -> None:
+    async def _load(self, wire: Wire) -> None:
         scripts = list(self._scripts)
         head = b"*3\r\n" + _bulk(b"SCRIPT") + _bulk(b"LOAD")
-        await connection.send_packed_command(b"".join(head + _bulk(script.source.encode()) for script in scripts))
-        for _ in scripts:
-            await connection.read_response()
+        replies = await wire.ask(b"".join(head + _bulk(script.source.encode()) for script in scripts), len(scripts))
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise reply
         self._loaded = len(scripts)
 
 

@@ -85,7 +85,7 @@ class Holds:
     async def refuse_used_up(self, caller: Caller, arrived: float) -> None:
         """Raises `BudgetExceeded` where a budget has nothing left at all."""
         if caller.budgets:
-            await self.counters.headroom(caller.budgets, datetime.fromtimestamp(arrived, UTC))
+            await self.counters.refuse_used_up(caller.budgets, datetime.fromtimestamp(arrived, UTC))
 
     async def place(
         self, facts: Facts, request: ChatRequest, candidates: Sequence[Deployment], book: Book, first: Deployment
@@ -116,23 +116,28 @@ class Holds:
         return hold
 
     async def _reserve(self, facts: Facts, estimate: "_Estimate") -> "_Size":
-        budgets = facts.caller.budgets
         size = estimate.size(estimate.bound, estimate.output)
-        if not budgets:
+        if not facts.caller.budgets or await self._held(facts, size):
             return size
         if not estimate.capped_by_client:
-            size = await self._fitted(facts, estimate)
-        try:
-            await self.counters.hold(facts.request_id, budgets, size.amount, estimate.at)
-        except BudgetExceeded:
-            # The bound came near the limit: the exact count may still fit.
-            size = await self._fitted(facts, estimate, prompt=await estimate.exact())
-            await self.counters.hold(facts.request_id, budgets, size.amount, estimate.at)
+            size = await self._fitted(facts, estimate, estimate.bound)
+            if await self._held(facts, size):
+                return size
+        # The bound came near the limit: the exact count may still fit.
+        size = await self._fitted(facts, estimate, await estimate.exact())
+        await self.counters.hold(facts.request_id, facts.caller.budgets, size.amount, facts.at)
         return size
 
-    async def _fitted(self, facts: Facts, estimate: "_Estimate", prompt: int | None = None) -> "_Size":
+    async def _held(self, facts: Facts, size: "_Size") -> bool:
+        """Whether the budgets have room for it, and hold it now."""
+        try:
+            await self.counters.hold(facts.request_id, facts.caller.budgets, size.amount, facts.at)
+        except BudgetExceeded:
+            return False
+        return True
+
+    async def _fitted(self, facts: Facts, estimate: "_Estimate", prompt: int) -> "_Size":
         """The request with the longest answer that the budgets still buy, where the client left that open."""
-        prompt = estimate.bound if prompt is None else prompt
         if estimate.capped_by_client:
             return estimate.size(prompt, estimate.output)
         headroom = await self.counters.headroom(facts.caller.budgets, estimate.at)
@@ -171,16 +176,17 @@ class _Estimate:
     def __init__(self, request: ChatRequest, candidates: Sequence[Deployment], book: Book, at: datetime) -> None:
         self.request = request
         self.at = at
-        self.model = candidates[0].upstream_model
-        self.bound = tokens.bound_prompt(request.body, self.model)
+        self._models = _counting_apart(candidates)
+        self.bound = max(tokens.bound_prompt(request.body, model) for model in self._models)
         self.capped_by_client = request.max_output is not None
         most = max(d.max_output or UNKNOWN_OUTPUT for d in candidates)
         self.output = request.max_output if request.max_output is not None else most
         self.tier: str | None = request.body.get("service_tier") or None
         self.audio = _may_carry_audio(request.body)
         found = [book.find(d.provider.price_book, d.upstream_model, d.name, at) for d in candidates]
-        self.prices = [price for price in found if price is not None]
-        self.priced = len(self.prices) == len(found)
+        self.priced = None not in found
+        # Most candidates of a model cost the same: each price is reckoned once.
+        self.prices = list({id(price): price for price in found if price is not None}.values())
 
     def size(self, prompt: int, output: int) -> _Size:
         n = self.request.n
@@ -192,8 +198,10 @@ class _Estimate:
         return _Size(prompt, output, n, usd)
 
     async def exact(self) -> int:
-        """The prompt's tokens, counted; off the loop where that takes long."""
-        return min(await counted(tokens.count_prompt, self.request.body, self.model, size=self.bound), self.bound)
+        """The prompt's tokens, counted where they are the most; off the loop where that takes long."""
+        body = self.request.body
+        found = [await counted(tokens.count_prompt, body, model, size=self.bound) for model in self._models]
+        return min(max(found), self.bound)
 
     def affordable(self, prompt: int, usd: Decimal | None, token_count: int | None) -> int:
         """The longest answer, in tokens, that this much buys; 0 or less where not even the prompt fits."""
@@ -207,6 +215,8 @@ class _Estimate:
     def _affordable_usd(self, prompt: int, usd: Decimal, most: int) -> int:
         """By bisection: a price may have tiers and fees, so that cost is only known to rise with length."""
         low, high = 0, max(most, 0)
+        if (self.size(prompt, high).usd or Decimal(0)) <= usd:
+            return high
         while low < high:
             middle = (low + high + 1) // 2
             if (self.size(prompt, middle).usd or Decimal(0)) <= usd:
@@ -335,9 +345,10 @@ class Hold:
             metrics.UNMETERED.labels("unpriced").inc()
             return
         tally.cost += float(cost)
-        if self._size.usd is not None and cost > self._size.usd:
+        answer = cost - (self._wasted.usd or Decimal(0))  # what was wasted is held by `renew`
+        if self._size.usd is not None and answer > self._size.usd:
             metrics.OVERRUNS.inc()
-            told = {"request_id": self._facts.request_id, "held_usd": f"{self._size.usd:f}", "cost_usd": f"{cost:f}"}
+            told = {"request_id": self._facts.request_id, "held_usd": f"{self._size.usd:f}", "cost_usd": f"{answer:f}"}
             log.warning("overrun", **told)
             alerts.raise_soon("overrun", outcome.deployment.name, told)
 
@@ -440,6 +451,12 @@ async def counted(count: Callable[[T, str], int], what: T, model: str, *, size: 
     except tokens.RanksMissing as error:
         log.error("tokenizer_missing", hint=str(error))
         raise GuardUnavailable("Tokens cannot be counted at the moment.") from None
+
+
+def _counting_apart(candidates: Sequence[Deployment]) -> list[str]:
+    """The candidates' models; of those that count every prompt alike one."""
+    models = dict.fromkeys(d.upstream_model for d in candidates)
+    return list(models) if len(models) == 1 else list({tokens.measure(model): model for model in models}.values())
 
 
 def _may_carry_audio(body: Json) -> bool:

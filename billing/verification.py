@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from django.utils import timezone
 
+from billing.alerts import recording
 from billing.counters import drift
 from billing.counters import redis_scripts as lua
 from billing.counters.base import Amount
@@ -74,19 +75,31 @@ class _Figures(msgspec.Struct, frozen=True):
 
 
 def verify(*, repair: bool = False, budgets: Iterable[Budget] | None = None) -> Iterator[Result]:
-    """Compare every budget; a difference is logged and counted. Raises `redis.RedisError`, `DatabaseError`."""
+    """Compare every budget; a difference is logged, counted and alerted. Raises `redis.RedisError`, `DatabaseError`."""
     with evaluating() as evaluate:
         for budget in Budget.objects.order_by("id") if budgets is None else budgets:
             result = _by_ledger(budget)
             if evaluate is not None:
                 result = _RedisBudget(evaluate, budget).compared(result, repair=repair)
             if result.differs:
-                assert result.counted is not None
-                drift.report(
-                    budget.scope, budget=budget.pk, counted=result.counted, ledger=result.ledger,
-                    unexplained=len(result.unexplained),
-                )  # fmt: skip
+                _tell(result)
             yield result
+
+
+def _tell(result: Result) -> None:
+    assert result.counted is not None
+    budget, now = result.budget, timezone.now()
+    detail = drift.report(
+        budget.scope, budget=budget.pk, counted=result.counted, ledger=result.ledger,
+        unexplained=len(result.unexplained),
+    )  # fmt: skip
+    recording.record(
+        kind=drift.ALERT,
+        subject=drift.subject(budget.pk),
+        period_start=now.replace(hour=0, minute=0, second=0, microsecond=0),
+        detail=detail,
+        at=now,
+    )
 
 
 def _by_ledger(budget: Budget) -> Result:

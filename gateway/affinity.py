@@ -34,7 +34,8 @@ def key_of(request: ChatRequest, owner: str) -> Key | None:
 
 def point_of(key: Key, purpose: bytes) -> float:
     """In [0, 1), the same for the same key everywhere; another `purpose` has another point."""
-    return int.from_bytes(blake2b(key, key=purpose, digest_size=7).digest()) / 2**56
+    # 48 bits: a double holds them, so that the largest is below 1.
+    return int.from_bytes(blake2b(key, key=purpose, digest_size=6).digest()) / 2**48
 
 
 class Holders:
@@ -63,7 +64,7 @@ def _beginning(request: ChatRequest) -> bytes:
     """Up to `LONG` bytes of the prompt's text, from its start: system, then the messages."""
     found, size = [], 0
     for text in _texts(request.body):
-        found.append(text)
+        found.append(text[:LONG])
         size += len(text)
         if size >= LONG:
             break

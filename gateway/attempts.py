@@ -114,7 +114,11 @@ class Attempts:
         signals.answered(self._plan.route.name, tokens_out)
         if self._plan.key is not None:
             signals.holders.served(self._plan.key, name)
-        self.last.used(usage.total_tokens)
+
+    def used(self, usage: Usage) -> None:
+        """What the answer, whole or cut, took of its upstream's limits."""
+        if self.last is not None:
+            self.last.used(usage.total_tokens)
 
     def expire(self) -> None:
         """The request's time is over."""
@@ -241,19 +245,25 @@ class Attempts:
         finally:
             for task in racing:
                 task.cancel()
-            await asyncio.gather(*racing, return_exceptions=True)
-            for task, other in racing.items():
-                if task is not winner:
-                    await self._discard(task, other)
+            try:
+                await asyncio.gather(*racing, return_exceptions=True)
+            except asyncio.CancelledError:
+                winner = None  # the client left while the other was cancelled: nobody hears this one either
+                raise
+            finally:
+                for task, other in racing.items():
+                    if task is not winner:
+                        await self._discard(task, other)
 
     async def _winner(self, racing: "dict[asyncio.Task[T], Try]") -> "asyncio.Task[T]":
         """The first that answers; where none does, the last that fails."""
         waiting = set(racing)
         while True:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            answered = next((task for task in done if task.exception() is None), None)
-            if answered is not None or not waiting:
-                winner = answered or done.pop()
+            answered = [task for task in done if task.exception() is None]
+            if answered or not waiting:
+                # Of two in the same moment the one that the headers name.
+                winner = max(answered or done, key=lambda task: racing[task] is self._heard)
                 self.last = racing[winner]
                 return winner
 
@@ -265,26 +275,28 @@ class Attempts:
         answer = task.result()
         if isinstance(answer, LiveStream):
             await answer.close()
-            attempt.answered_in_vain(attempt.usage or attempt.guess())
-        elif answer.usage is not None:
-            attempt.answered_in_vain(answer.usage)
+            usage = attempt.usage
+        else:
+            usage = answer.usage
+        if self._late or attempt is not self.last:  # else the client left: it is settled as the answer
+            attempt.answered_in_vain(usage or attempt.guess())
 
     async def _rival(self) -> Try | None:
-        """A second attempt beside the first, where there is another deployment and budget for both."""
+        """A second attempt beside the first, where there is another deployment and budget for both. Whatever stands in
+        its way is no reason to end the first.
+        """
         other = next(self._candidates, None)
         if other is None:
             return None
         self._candidates = chain((other,), self._candidates)
         if not self._plane.retries.spend():
             return None
-        try:
+        with suppress(GatewayError):
             await self._hold.renew(rival=True)
-        except BudgetExceeded:
-            return None
-        for deployment in self._candidates:
-            if (attempt := await self._begun(deployment)) is not None:
-                metrics.HEDGES.inc()
-                return attempt
+            for deployment in self._candidates:
+                if (attempt := await self._begun(deployment)) is not None:
+                    metrics.HEDGES.inc()
+                    return attempt
         return None
 
 

@@ -196,6 +196,7 @@ class Circuit:
         self.opened = self.firm = False
         self.probe = None
         self.failures = self.trips = 0
+        self._try(-self.trying)  # whoever was finding out when it opened
 
     # ── within ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

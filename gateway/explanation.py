@@ -74,7 +74,7 @@ def explain(request: ChatRequest, owner: str) -> Explanation:
 async def _explained(plane: Plane, request: ChatRequest, owner: str) -> Explanation:
     snapshot = plane.snapshot()
     route = registry.resolve(snapshot.catalog, request.model, None)
-    lacking = await planning.unable(route, request)
+    lacking = await planning.unable([d for pool in route.pools for d in planning.undrained(pool)], request)
     default = plane.env.ROUTING_STRATEGY
     planner = Planner(
         route, request, owner, signals=_copied(plane.signals), book=snapshot.prices, default=default
@@ -94,14 +94,22 @@ def _of(route: Route, planner: Planner, lacking: Mapping[str, str], signals: Hea
     tried: list[Candidate] = []
     left_out: list[Candidate] = []
     first: planning.Choice | None = None
+    seen: set[str] = set()
     for pool in route.pools:
         planner.choice = None
-        able = [d for d in pool.deployments if d.name not in lacking]
+        new = [d for d in pool.deployments if d.name not in seen]
+        serving = [d for d in planning.undrained(pool) if d in new]
+        able = [d for d in serving if d.name not in lacking]
         order = list(planner.order(pool, able)) if able else []
         first = first or planner.choice
         shown = _Shown(pool, planner.choice, signals)
         tried += [shown.candidate(d, len(tried) + at) for at, d in enumerate(order, 1)]
-        left_out += [shown.left_out(d, lacking.get(d.name)) for d in pool.deployments if d not in order]
+        left_out += [
+            shown.candidate(d, None, lacking.get(d.name, CIRCUIT) if d in serving else DRAINED)
+            for d in new
+            if d not in order
+        ]
+        seen.update(d.name for d in able)
     return Explanation(
         model=route.name,
         chosen=tried[0].deployment if tried else None,
@@ -121,12 +129,6 @@ class _Shown:
         self._occasion = msgspec.structs.replace(occasion, cost=occasion.counted())
         self._signals = signals
         self._states = signals.circuits.states_of(pool.deployments)
-
-    def left_out(self, deployment: Deployment, lack: str | None) -> Candidate:
-        if lack is None:
-            closed = self._states[deployment.name] == "closed"
-            lack = DRAINED if closed else CIRCUIT
-        return self.candidate(deployment, None, lack)
 
     def candidate(self, deployment: Deployment, position: int | None, left_out: str | None = None) -> Candidate:
         signals, choice, name = self._signals, self._choice, deployment.name

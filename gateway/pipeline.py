@@ -336,6 +336,8 @@ class _Call:
         finish_reason = (detail or {}).get("finish_reason")
         if finish_reason is not None and finish_reason not in STOP_REASONS[attempts.dialect]:
             metrics.UNKNOWN_STOPS.inc()  # no error on a reply that is already billed
+        if usage is not None:
+            attempts.used(usage)
         cost = self._hold.settle(
             Outcome(
                 status=status,

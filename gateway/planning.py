@@ -1,10 +1,11 @@
 """Which deployments a request is tried at, and in what order.
 
-Left out, in this order: what cannot do what the request needs, what its circuit keeps away, versions that are drained.
+Left out, in this order: versions that are drained, what cannot do what the request needs, what its circuit keeps away.
 What is left of a pool is put in order by the strategy; the next pool (a group's fallback) begins where the one before
 it had nothing that answered.
 """
 
+import math
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
@@ -83,7 +84,7 @@ class Planner:
         """Of the pool that was put in order last."""
 
     def order(self, pool: Pool, able: Sequence[Deployment]) -> Iterator[Deployment]:
-        """The `able` ones of a pool that may be tried, best first."""
+        """The `able` ones of a pool, of which none is of a drained version, that may be tried, best first."""
         circuits = self._signals.circuits
         healthy, spare = (able, []) if circuits.all_well else circuits.sorted_out(able)
         if pool.draining and (serving := [d for d in healthy if d.weight]):
@@ -91,13 +92,12 @@ class Planner:
             healthy = serving
         if not healthy:
             healthy, spare = spare, []
-        groups: Sequence[Sequence[Deployment]] = [healthy] if healthy else []
+        if not healthy:
+            return iter(())
+        groups: Sequence[Sequence[Deployment]] = [healthy]
         version = None
         if pool.weights:
             groups, version = self._split(healthy, pool.weights)
-            spare = [d for d in spare if pool.weights.get(d.version or "", _UNWEIGHED)]
-        if not groups:
-            return iter(())
         name = self._request.routing_strategy or pool.strategy or self._default
         if len(groups) == 1 and len(groups[0]) == 1:
             self.choice = Choice(pool, name, Occasion(pool.name), version)
@@ -110,7 +110,7 @@ class Planner:
     def _split(
         self, candidates: Sequence[Deployment], weights: Mapping[str, int]
     ) -> tuple[list[list[Deployment]], str | None]:
-        """The candidates of the version that the weights choose, then the others; drained ones are gone.
+        """The candidates of the version that the weights choose, then the others.
 
         A session always meets the same version, while the weights stay as they are.
         """
@@ -118,13 +118,11 @@ class Planner:
             version: weights.get(version, _UNWEIGHED) for version in sorted({d.version or "" for d in candidates})
         }
         edges = list(accumulate(shares.values()))
-        if not edges or not edges[-1]:
-            return [], None
         key = self.key if self._request.session_id is not None else None
         point = affinity.point_of(key, b"version") if key is not None else self._signals.rng.random()
         chosen = list(shares)[bisect(edges, point * edges[-1])]
         first = [d for d in candidates if (d.version or "") == chosen]
-        others = [d for d in candidates if (d.version or "") != chosen and shares[d.version or ""]]
+        others = [d for d in candidates if (d.version or "") != chosen]
         return [first, others] if others else [first], chosen or None
 
     def _occasion(self, pool: Pool, candidates: Sequence[Deployment], name: str, *, parted: bool) -> Occasion:
@@ -176,8 +174,9 @@ class _Costs:
         return self._found
 
     def cost(self, name: str) -> float:
-        """One of those."""
-        return self._found[self._rates.place(name)]
+        """One of those; infinity for any other deployment."""
+        place = self._rates.place(name)
+        return math.inf if place is None else self._found[place]
 
     def exactly(self) -> Callable[[str], float]:
         self._found = self._at(self._counted())
@@ -260,18 +259,17 @@ async def plan(route: Route, request: ChatRequest, owner: str, *, signals: Healt
     Raises `InvalidRequest` where no deployment can do what the request needs, `NoHealthyDeployment` where those that
     can are failing.
     """
-    lacking = await unable(route, request) if route.picky else {}
-    pools = [(pool, serving) for pool in route.pools if (serving := _undrained(pool))]
+    pools = [(pool, serving) for pool in route.pools if (serving := undrained(pool))]
     if not pools:
         raise NoHealthyDeployment(f"Every deployment of '{route.name[:200]}' is drained.", retry_after=5)
-    if lacking:
+    if route.picky and (lacking := await unable([d for _, serving in pools for d in serving], request)):
         pools = [(pool, able) for pool, all_ in pools if (able := [d for d in all_ if d.name not in lacking])]
         if not pools:
             raise _unservable(route, lacking)
     return Plan(Planner(route, request, owner, signals=signals, book=book, default=default), pools)
 
 
-def _undrained(pool: Pool) -> Sequence[Deployment]:
+def undrained(pool: Pool) -> Sequence[Deployment]:
     """Those whose version has a share of the traffic."""
     weights = pool.weights
     if not weights:
@@ -279,9 +277,8 @@ def _undrained(pool: Pool) -> Sequence[Deployment]:
     return [d for d in pool.deployments if weights.get(d.version or "", _UNWEIGHED)]
 
 
-async def unable(route: Route, request: ChatRequest) -> dict[str, str]:
-    """The deployments that cannot serve the request, each with what it lacks: a capability, `context` or `output`."""
-    everyone = [d for pool in route.pools for d in pool.deployments]
+async def unable(everyone: Sequence[Deployment], request: ChatRequest) -> dict[str, str]:
+    """Those that cannot serve the request, each with what it lacks: a capability, `context` or `output`."""
     wanted = needs(request)
     lacking = {d.name: min(missing) for d in everyone if (missing := wanted & d.lacks)}
     lacking.update(await _too_long(request, [d for d in everyone if d.name not in lacking]))

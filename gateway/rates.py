@@ -29,9 +29,9 @@ class RateCard:
         self._lines = [_line(price) for price in self._prices]
         self._bent = [at for at, price in enumerate(self._prices) if price is not None and len(price.levels[None]) > 1]
 
-    def place(self, name: str) -> int:
+    def place(self, name: str) -> int | None:
         """Where among the candidates a deployment is."""
-        return self._places[name]
+        return self._places.get(name)
 
     def straight(self, tier: str | None) -> bool:
         """Whether all of them rise in a straight line with the prompt's length."""

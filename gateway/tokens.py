@@ -172,6 +172,14 @@ def count_prompt(body: Mapping[str, object], model: str) -> int:
     return fixed + min(math.ceil(counted * _claude_factor(model, texts)), sum(map(_utf8_bytes, texts)))
 
 
+@lru_cache(maxsize=1024)
+def measure(model: str) -> tuple[object, ...]:
+    """What of `model` decides how long a prompt is: models that agree in it count every prompt alike."""
+    name = model.rpartition("/")[2]
+    claude = (True, _CLAUDE_OLD.match(name) is not None) if is_claude(model) else (False, False)
+    return encoding_name(model), claude, _image_of(name)
+
+
 def is_claude(model: str) -> bool:
     return model.rpartition("/")[2].startswith("claude")
 
@@ -278,9 +286,13 @@ def _source(source: Mapping[object, object], rest: Mapping[object, object], mode
 def _image_tokens(detail: object, model: str) -> int:
     if detail == "original":
         return _IMAGE_ORIGINAL
-    name = model.rpartition("/")[2]
-    low, high = next(((low, high) for prefix, low, high in _IMAGE if name.startswith(prefix)), _IMAGE_ELSEWHERE)
+    low, high = _image_of(model.rpartition("/")[2])
     return low if detail == "low" else high
+
+
+def _image_of(name: str) -> tuple[int, int]:
+    """An image at detail "low", and at any other."""
+    return next(((low, high) for prefix, low, high in _IMAGE if name.startswith(prefix)), _IMAGE_ELSEWHERE)
 
 
 def _decoded_bytes(base64: str) -> int:

@@ -184,6 +184,7 @@ class Try:
     def answered_in_vain(self, usage: Usage) -> None:
         """It answered, and something else is the answer: it is paid for all the same."""
         self._made[self.entry] = self._hold.wasted(self._made[self.entry], self.deployment, usage)
+        self.used(usage.total_tokens)
 
     def guess(self) -> Usage:
         """What a call costs that was taken and told us nothing: its prompt at least."""

@@ -23,8 +23,8 @@ GENERATED = re.compile(r"/migrations/|_pb2(_grpc)?\.py$")
 PURE = (
     "gateway/providers/*.py", "gateway/routing/*.py", "security/detectors/*.py", "gateway/types.py",
     "gateway/errors.py", "gateway/doors/*.py", "gateway/translate/*.py", "gateway/problems.py", "gateway/exchange.py",
-    "gateway/planning.py", "gateway/attempts.py", "gateway/tries.py", "gateway/circuits*.py", "gateway/statistics/sketch.py",
-    "gateway/statistics/tallies.py", "gateway/simulation/*.py",
+    "gateway/planning.py", "gateway/attempts.py", "gateway/tries.py", "gateway/circuits*.py",
+    "gateway/statistics/sketch.py", "gateway/statistics/tallies.py", "gateway/simulation/*.py",
     "gateway/identifiers.py", "gateway/tokens.py", "billing/pricing.py", "billing/periods.py", "keys/secrets.py",
     "keys/limits/*.py",
 )  # fmt: skip

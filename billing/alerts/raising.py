@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 
 log = structlog.get_logger()
 
@@ -96,7 +96,7 @@ class AlertQueue:
                 detail=raised.detail,
                 at=raised.at,
             )
-        except DatabaseError as error:
+        except Error as error:
             log.error("alert_not_written", kind=raised.kind, subject=raised.subject, error=type(error).__name__)
             with self._changed:
                 self._told.discard(raised.once)  # what goes on is raised again

@@ -25,7 +25,7 @@ def record(
     detail: Mapping[str, Any],
     at: datetime | None = None,
 ) -> Alert | None:
-    """The alert with its deliveries; None where it was there, made by whichever process. Raises `DatabaseError`."""
+    """The alert with its deliveries; None where it was there, made by whichever process. Raises `django.db.Error`."""
     at = at or timezone.now()
     with transaction.atomic():
         alert, made = Alert.objects.get_or_create(

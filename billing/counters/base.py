@@ -42,6 +42,11 @@ class Owners(msgspec.Struct, frozen=True):
 
 
 class BudgetCounters(Protocol):
+    async def refuse_used_up(self, terms: tuple[BudgetTerms, ...], at: datetime) -> None:
+        """Raises `BudgetExceeded` where one is used up, as far as was heard within the last second: no request is let
+        in by this, it only spares work on those that `hold` would refuse.
+        """
+
     async def headroom(self, terms: tuple[BudgetTerms, ...], at: datetime) -> Headroom:
         """What the budgets still have. Raises `BudgetExceeded` where one is used up."""
 

@@ -74,6 +74,14 @@ class MemoryCounters:
         self._held: dict[str, _Reservation] = {}
         self._verification: asyncio.Task[None] | None = None
 
+    async def refuse_used_up(self, terms: tuple[BudgetTerms, ...], at: datetime) -> None:
+        for budget, counter in zip(terms, await self._counters(terms, at), strict=True):
+            usd, most = budget.limit_usd, budget.limit_tokens
+            if (usd is not None and counter.usd + counter.reserved_usd >= usd) or (
+                most is not None and counter.tokens + counter.reserved_tokens >= most
+            ):
+                raise self._refusal(budget, counter, at)
+
     async def headroom(self, terms: tuple[BudgetTerms, ...], at: datetime) -> Headroom:
         usd: Decimal | None = None
         tokens: int | None = None

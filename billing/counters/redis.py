@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -52,6 +53,7 @@ _LOCK = 5_000  # milliseconds that one process reads a budget before another tri
 _POLL = 0.02
 _LOAD = 10.0  # seconds a request waits for a budget to be read
 _SWEEP_TIMEOUT = 1.0
+_HEARD = 1.0  # seconds for which a budget that had room is not asked for before a hold
 _RENEW = 0.5  # seconds between two renewals of leases: so long at most one that is wanted back stays away
 _RECALL = 1.5  # seconds a request waits for the leases of others
 _RECALLED = 10_000  # milliseconds for which a budget is not leased again, once a request needed all of it
@@ -114,9 +116,16 @@ class RedisCounters:
         """Requests that were held: False; of which that is not certain: True."""
         self._counted: dict[tuple[int, str, str], Counted] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._room_until: dict[int, float] = {}
+        """By budget, until when it is taken for granted that something is left of it."""
         self._leases = Leases() if leases else None
         self._renewals = 0
         self._renewal: asyncio.Task[None] | None = None
+
+    async def refuse_used_up(self, terms: tuple[BudgetTerms, ...], at: datetime) -> None:
+        now = monotonic()
+        if any(self._room_until.get(budget.id, 0.0) < now for budget in terms):
+            await self.headroom(terms, at)
 
     async def headroom(self, terms: tuple[BudgetTerms, ...], at: datetime) -> Headroom:
         if not terms:
@@ -134,7 +143,8 @@ class RedisCounters:
             return leased
         headroom, used_up = _headroom(terms, figures)
         if used_up is not None:
-            raise _refusal(terms[used_up], figures[_FIGURES * used_up :], at)
+            raise self._refused(terms[used_up], figures[_FIGURES * used_up :], at)
+        self._heard_of_room(terms)
         return headroom
 
     async def hold(self, request_id: str, terms: tuple[BudgetTerms, ...], amount: Amount, at: datetime) -> None:
@@ -164,10 +174,20 @@ class RedisCounters:
             return
         if words[0] == b"1":
             self._held[request_id] = False
+            self._heard_of_room(terms)
             self._note(keys, terms, amount)
             return
         self._held.pop(request_id, None)
-        raise _refusal(terms[int(words[1]) - 1], words[2:], at) if words[0] == b"over" else _unavailable()
+        raise self._refused(terms[int(words[1]) - 1], words[2:], at) if words[0] == b"over" else _unavailable()
+
+    def _heard_of_room(self, terms: tuple[BudgetTerms, ...]) -> None:
+        until = monotonic() + _HEARD
+        for budget in terms:
+            self._room_until[budget.id] = until
+
+    def _refused(self, budget: BudgetTerms, figures: list[bytes], at: datetime) -> Exception:
+        self._room_until.pop(budget.id, None)
+        return _refusal(budget, figures, at)
 
     async def _recall(
         self,

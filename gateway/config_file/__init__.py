@@ -110,24 +110,33 @@ def _entry(body: type[StrictSerializer], said: Any, place: Place, document: Docu
     try:
         taken.is_valid(raise_exception=True)
     except serializers.ValidationError as error:
-        within, message = _first(error.detail)
-        raise document.error((*place, *within), _unknown(taken, within) if message == UNKNOWN else message) from None
+        within, detail = _first(error.detail)
+        raise document.error((*place, *within), _message(taken, within, detail)) from None
     return dict(taken.validated_data)
 
 
-def _first(detail: Any) -> tuple[Place, str]:
+def _first(detail: Any) -> tuple[Place, Any]:
     """The first thing that is wrong, and where; an unknown field before a missing one, which it may be, misspelt."""
     if isinstance(detail, Mapping):
         name = next((name for name, inner in detail.items() if inner == [UNKNOWN]), next(iter(detail)))
-        within, message = _first(detail[name])
-        return (within if name == "non_field_errors" else (name, *within)), message
-    return (), str(detail[0])
+        within, told = _first(detail[name])
+        return (within if name == "non_field_errors" else (name, *within)), told
+    return (), detail[0]
 
 
-def _unknown(body: Any, within: Place) -> str:
-    for step in within[:-1]:
-        body = body.fields[step]
-    return f"unknown; takes {', '.join(body.fields)}"
+def _message(body: Any, within: Place, detail: Any) -> str:
+    """A field's own words, but for those that do not say what it takes, or repeat what it got."""
+    if detail == UNKNOWN:
+        return f"unknown; takes {', '.join(_field(body, within[:-1]).fields)}"
+    if detail.code == "invalid_choice":
+        return f"takes {', '.join(map(str, _field(body, within).choices))}"
+    return str(detail)
+
+
+def _field(body: Any, within: Place) -> Any:
+    for step in within:
+        body = body.child if hasattr(body, "child") else body.fields[step]
+    return body
 
 
 @contextmanager

@@ -5,6 +5,7 @@ An entry says everything about its row: what it omits is as it would be in a new
 `managed_by` the file.
 """
 
+import hmac
 import inspect
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
@@ -212,7 +213,7 @@ class Keys(Section):
         return keys.create_key(actor=FILE, managed_by=FILE.via, **entry)[0]
 
     def update(self, row: VirtualKey, entry: Entry) -> None:
-        if row.digest != _digest(entry):
+        if not hmac.compare_digest(row.digest, _digest(entry)):
             keys.replace_secret(actor=FILE, key=row, secret=entry["secret"])
         changes = _whole(keys.create_key, entry, besides="secret")
         changes |= {"metadata": dict(changes["metadata"] or {}), "tags": list(changes["tags"] or [])}

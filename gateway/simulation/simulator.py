@@ -1,7 +1,7 @@
 """Requests through the gateway's planner and circuits, as `gateway.attempts` takes them, without a wire or a wait."""
 
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
@@ -17,7 +17,7 @@ from gateway.capabilities import needs
 from gateway.circuits import Circuit, Pass
 from gateway.circuits_memory import MemoryCircuits
 from gateway.errors import NoHealthyDeployment, RateLimited
-from gateway.planning import Health, Plan, Planner
+from gateway.planning import Health, Plan, Planner, undrained
 from gateway.rates import RateCards
 from gateway.registry import Pool, Route
 from gateway.retries import AGAIN, FAILOVERS, RetryBudget
@@ -54,7 +54,12 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class QuietCircuits(MemoryCircuits):
-    """Tells nobody: what opens here is no alarm."""
+    """Tells nobody: what opens here is no alarm. Every deployment counts as proven: it served before the simulation."""
+
+    def _of(self, deployment: Deployment) -> Circuit:
+        circuit = super()._of(deployment)
+        circuit.proven = True
+        return circuit
 
     def _note_opened(self, circuit: Circuit, *, elsewhere: bool = False) -> None:
         self.troubled.add(circuit.deployment.name)
@@ -174,22 +179,19 @@ def price(book: Book, deployment: Deployment, served_model: str | None, usage: U
     return None
 
 
-def _able(asked: Asked, request: ChatRequest) -> list[tuple[Pool, tuple[Deployment, ...]]]:
-    """The pools without the deployments that cannot serve it, as far as the ledger tells what it needed: its length is
-    known there, its tools and images are not.
+def _able(asked: Asked, request: ChatRequest) -> list[tuple[Pool, Sequence[Deployment]]]:
+    """The pools without what is drained and the deployments that cannot serve it, as far as the ledger tells what it
+    needed: its length is known there, its tools and images are not.
     """
+    pools = [(pool, serving) for pool in asked.route.pools if (serving := undrained(pool))]
     if not asked.route.picky:
-        return [(pool, pool.deployments) for pool in asked.route.pools]
+        return pools
     wanted = needs(request)
-    pools = []
-    for pool in asked.route.pools:
-        able = tuple(
-            d for d in pool.deployments
-            if not wanted & d.lacks and (d.context_window is None or asked.prompt_tokens <= d.context_window)
-        )  # fmt: skip
-        if able:
-            pools.append((pool, able))
-    return pools
+
+    def serves(d: Deployment) -> bool:
+        return not wanted & d.lacks and (d.context_window is None or asked.prompt_tokens <= d.context_window)
+
+    return [(pool, able) for pool, serving in pools if (able := [d for d in serving if serves(d)])]
 
 
 class _Way:

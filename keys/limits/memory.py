@@ -3,7 +3,8 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from gateway.types import Limit
 from keys.limits import refusals
@@ -18,6 +19,21 @@ Owner = tuple[str, str]
 """Scope and owner of a limit."""
 
 
+class Wanted(NamedTuple):
+    """A bucket that a request has to pass: so many units a minute, up to `burst` at once."""
+
+    owner: Owner
+    per_minute: int
+    burst: int
+
+
+class Short(NamedTuple):
+    """A bucket that has too little, by its place among those asked for, and the seconds until it has enough."""
+
+    place: int
+    wait: float
+
+
 class Buckets:
     """GCRA buckets by owner: each is the time at which it would be full again ("theoretical arrival time")."""
 
@@ -26,29 +42,43 @@ class Buckets:
         self._full_at: dict[Owner, float] = {}
         self._swept = 0
 
-    def wait(self, owner: Owner, per_minute: int, burst: int, units: int) -> float:
-        """Seconds until `units` fit; 0 where they do now."""
+    def take_all(self, wanted: Sequence[Wanted], units: int) -> Short | Gauge | None:
+        """Take `units` of all, or of none where one is short; the gauge is that of the one with the least left."""
         now = self._clock()
-        interval = 60.0 / per_minute
-        full_at = max(self._full_at.get(owner, now), now)
-        wait = full_at + (units - burst) * interval - now
-        return wait if wait > _SLACK else 0.0
+        full_at: list[float] = []
+        for index, (owner, per_minute, burst) in enumerate(wanted):
+            at = self._full_at.get(owner, now)
+            at = at if at > now else now
+            interval = 60.0 / per_minute
+            wait = at + (units - burst) * interval - now
+            if wait > _SLACK:
+                return Short(index, wait)
+            full_at.append(at + units * interval)
+        if not wanted:
+            return None
+        tightest, least = 0, math.inf
+        for index, (owner, per_minute, burst) in enumerate(wanted):
+            at = self._full_at[owner] = full_at[index]
+            if (left := burst - (at - now) * per_minute / 60.0) < least:
+                tightest, least = index, left
+        self._sweep(now)
+        # A nanosecond of slack: 59.999… of 60 units is 60 taken away by rounding, not by anybody.
+        return Gauge(wanted[tightest].per_minute, max(int(least + 1e-9), 0), max(full_at[tightest] - now, 0.0))
 
     def take(self, owner: Owner, per_minute: int, units: int) -> None:
+        """Whatever is there; negative: give back."""
         now = self._clock()
         self._full_at[owner] = max(self._full_at.get(owner, now), now) + units * 60.0 / per_minute
-        if len(self._full_at) > self._swept + _SWEEP_EVERY:
-            self._full_at = {key: at for key, at in self._full_at.items() if at > now}
-            self._swept = len(self._full_at)
+        self._sweep(now)
 
     def missing(self, owner: Owner, per_minute: int) -> int:
         """Units taken that have not come back yet, rounded up."""
         return math.ceil(max(self._full_at.get(owner, 0.0) - self._clock(), 0.0) * per_minute / 60.0)
 
-    def gauge(self, owner: Owner, per_minute: int, burst: int) -> Gauge:
-        behind = max(self._full_at.get(owner, 0.0) - self._clock(), 0.0)
-        # A nanosecond of slack: 59.999… of 60 units is 60 taken away by rounding, not by anybody.
-        return Gauge(per_minute, max(int(burst - behind * per_minute / 60.0 + 1e-9), 0), behind)
+    def _sweep(self, now: float) -> None:
+        if len(self._full_at) > self._swept + _SWEEP_EVERY:
+            self._full_at = {key: at for key, at in self._full_at.items() if at > now}
+            self._swept = len(self._full_at)
 
 
 class MemoryLimits:
@@ -62,39 +92,38 @@ class MemoryLimits:
     async def admit(self, request_id: str, limits: tuple[Limit, ...]) -> Admission:
         if not limits:
             return Admission(request_id, limits)
-        for limit in limits:
-            self._check(limit)
-        tightest: Gauge | None = None
+        wanted, rated, parallel = [], [], []
         for limit in limits:
             owner = (limit.scope, limit.owner)
             if limit.max_parallel is not None:
-                self._running[owner] += 1
+                if (running := self._running.get(owner, 0)) >= limit.max_parallel:
+                    raise refusals.parallel(limit, running)
+                parallel.append(owner)
             if limit.rpm is not None:
-                self._requests.take(owner, limit.rpm, 1)
-                tightest = tighter(tightest, self._requests.gauge(owner, limit.rpm, limit.rpm))
-        return Admission(request_id, limits, tightest)
-
-    def _check(self, limit: Limit) -> None:
-        owner = (limit.scope, limit.owner)
-        running = self._running.get(owner, 0)
-        if limit.max_parallel is not None and running >= limit.max_parallel:
-            raise refusals.parallel(limit, running)
-        if limit.rpm is not None and (wait := self._requests.wait(owner, limit.rpm, limit.rpm, 1)) > 0:
-            raise refusals.rate(limit, "requests", limit.rpm, wait, burst=limit.rpm, units=1)
+                wanted.append(Wanted(owner, limit.rpm, limit.rpm))
+                rated.append(limit)
+        gauge = self._requests.take_all(wanted, 1)
+        if isinstance(gauge, Short):
+            rpm = wanted[gauge.place].per_minute
+            raise refusals.rate(rated[gauge.place], "requests", rpm, gauge.wait, burst=rpm, units=1)
+        for owner in parallel:
+            self._running[owner] += 1
+        return Admission(request_id, limits, gauge)
 
     async def take_tokens(self, request_id: str, limits: tuple[Limit, ...], tokens: int) -> Gauge | None:
-        limited = [(limit, (limit.scope, limit.owner), limit.tpm) for limit in limits if limit.tpm is not None]
-        for limit, owner, tpm in limited:
-            burst = token_burst(tpm)
-            if tokens > burst:
-                raise refusals.too_large(limit, tokens, burst)
-            if (wait := self._tokens.wait(owner, tpm, burst, tokens)) > 0:
-                raise refusals.rate(limit, "tokens", tpm, wait, burst=burst, units=tokens)
-        tightest: Gauge | None = None
-        for _, owner, tpm in limited:
-            self._tokens.take(owner, tpm, tokens)
-            tightest = tighter(tightest, self._tokens.gauge(owner, tpm, token_burst(tpm)))
-        return tightest
+        wanted, rated = [], []
+        for limit in limits:
+            if limit.tpm is not None:
+                burst = token_burst(limit.tpm)
+                if tokens > burst:
+                    raise refusals.too_large(limit, tokens, burst)
+                wanted.append(Wanted((limit.scope, limit.owner), limit.tpm, burst))
+                rated.append(limit)
+        gauge = self._tokens.take_all(wanted, tokens)
+        if isinstance(gauge, Short):
+            _, tpm, burst = wanted[gauge.place]
+            raise refusals.rate(rated[gauge.place], "tokens", tpm, gauge.wait, burst=burst, units=tokens)
+        return gauge
 
     def give_back_tokens(self, limits: tuple[Limit, ...], tokens: int) -> None:
         for limit in limits:
@@ -116,8 +145,3 @@ class MemoryLimits:
 def token_burst(tpm: int) -> int:
     """The most tokens a bucket of `tpm` holds."""
     return max(tpm // TOKEN_BURST, 1)
-
-
-def tighter(one: Gauge | None, other: Gauge) -> Gauge:
-    """The one with less left."""
-    return other if one is None or other.remaining < one.remaining else one

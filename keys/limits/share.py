@@ -7,7 +7,7 @@ more pass than the limit has. What was taken is handed to Redis when it is back.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from gateway.types import Limit
 from keys.limits import refusals
 from keys.limits.base import Gauge
-from keys.limits.memory import Buckets, Owner, tighter, token_burst
+from keys.limits.memory import Buckets, Owner, Short, Wanted, token_burst
 
 
 class Taken(NamedTuple):
@@ -47,45 +47,38 @@ class LocalShare:
             if not self._places[owner]:
                 del self._places[owner]
 
-    def admit(self, limits: Iterable[Limit]) -> Gauge | None:
+    def admit(self, limits: Sequence[Limit]) -> Gauge | None:
         """Take from the rate of requests; places are for `enter` to take. Raises `RateLimited`."""
-        limited = [self._part(limit) for limit in limits]
-        for part in limited:
-            self._check(part)
-        tightest: Gauge | None = None
-        for part, whole in zip(limited, limits, strict=True):
-            if part.rpm is not None and whole.rpm is not None:
-                owner = (part.scope, part.owner)
-                self._requests.take(owner, part.rpm, 1)
-                self._taken[Taken("requests", owner, whole.rpm)] += 1
-                tightest = tighter(tightest, self._requests.gauge(owner, part.rpm, part.rpm))
-        return tightest
+        parts = [self._part(limit) for limit in limits]
+        for part in parts:
+            running = self._places.get((part.scope, part.owner), 0)
+            if part.max_parallel is not None and running >= part.max_parallel:
+                raise refusals.parallel(part, running)
+        rated = [
+            (part, part.rpm, whole.rpm) for part, whole in zip(parts, limits, strict=True) if whole.rpm and part.rpm
+        ]
+        wanted = [Wanted((part.scope, part.owner), rpm, rpm) for part, rpm, _ in rated]
+        gauge = self._requests.take_all(wanted, 1)
+        if isinstance(gauge, Short):
+            part, rpm, _ = rated[gauge.place]
+            raise refusals.rate(part, "requests", rpm, gauge.wait, burst=rpm, units=1)
+        for one, (_, _, whole) in zip(wanted, rated, strict=True):
+            self._taken[Taken("requests", one.owner, whole)] += 1
+        return gauge
 
-    def _check(self, part: Limit) -> None:
-        owner = (part.scope, part.owner)
-        running = self._places.get(owner, 0)
-        if part.max_parallel is not None and running >= part.max_parallel:
-            raise refusals.parallel(part, running)
-        if part.rpm is not None and (wait := self._requests.wait(owner, part.rpm, part.rpm, 1)) > 0:
-            raise refusals.rate(part, "requests", part.rpm, wait, burst=part.rpm, units=1)
-
-    def take_tokens(self, limits: Iterable[Limit], tokens: int) -> Gauge | None:
+    def take_tokens(self, limits: Sequence[Limit], tokens: int) -> Gauge | None:
         """Take from the rate of tokens. A request that the whole limit holds and a part does not passes a full bucket,
         and those after it wait the longer. Raises `RateLimited`.
         """
-        limited = [(limit, self._part(limit).tpm or 1, limit.tpm) for limit in limits if limit.tpm is not None]
-        for limit, tpm, _ in limited:
-            burst = token_burst(tpm)
-            units = min(tokens, burst)
-            if (wait := self._tokens.wait((limit.scope, limit.owner), tpm, burst, units)) > 0:
-                raise refusals.rate(limit, "tokens", tpm, wait, burst=burst, units=units)
-        tightest: Gauge | None = None
-        for limit, tpm, whole in limited:
-            owner = (limit.scope, limit.owner)
-            self._tokens.take(owner, tpm, tokens)
-            self._taken[Taken("tokens", owner, whole)] += tokens
-            tightest = tighter(tightest, self._tokens.gauge(owner, tpm, token_burst(tpm)))
-        return tightest
+        rated = [(part, part.tpm, whole.tpm) for whole in limits if whole.tpm and (part := self._part(whole)).tpm]
+        wanted = [Wanted((part.scope, part.owner), tpm, max(token_burst(tpm), tokens)) for part, tpm, _ in rated if tpm]
+        gauge = self._tokens.take_all(wanted, tokens)
+        if isinstance(gauge, Short):
+            part, tpm, burst = rated[gauge.place][0], *wanted[gauge.place][1:]
+            raise refusals.rate(part, "tokens", tpm, gauge.wait, burst=burst, units=tokens)
+        for one, (_, _, whole) in zip(wanted, rated, strict=True):
+            self._taken[Taken("tokens", one.owner, whole)] += tokens
+        return gauge
 
     def give_back_tokens(self, limits: Iterable[Limit], tokens: int) -> None:
         """Return what was held above what was used (negative: take the excess)."""

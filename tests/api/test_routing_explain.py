@@ -2,8 +2,9 @@
 
 import pytest
 
+from gateway.circuits import FAILURES_WITH_ANOTHER
 from tests.support.upstream import refuses
-from tests.support.world import make_deployment, make_group, make_key, make_price
+from tests.support.world import make_deployment, make_group, make_key, make_price, make_weight
 
 PATH = "/api/routing/explain"
 QUESTION = [{"role": "user", "content": "Hi there"}]
@@ -67,6 +68,30 @@ def test_why_some_are_left_out(explain, gateway, provider, alice, upstream):
     }  # fmt: skip
     states = {row["deployment"]: row["circuit"] for row in body["candidates"]}
     assert (states["broken"], states["able"]) == ("open", "closed")
+
+
+def test_one_that_comes_last_since_it_failed(explain, gateway, provider, alice, upstream):
+    """Its circuit opened early: it is tried where nobody else answers, and was not among those whose price counted."""
+    for name in "abc":
+        make_price(name)
+    make_group("pool", *(make_deployment(provider, name) for name in "abc"), strategy="cost_optimized")
+    upstream.always(refuses(500), model="a")
+    for _ in range(FAILURES_WITH_ANOTHER):
+        assert gateway.chat(alice, model="pool").status == 200
+    rows = explain()["candidates"]
+    assert [(row["deployment"], row["position"], row["score"] is None) for row in rows] == [
+        ("b", 1, False), ("c", 2, False), ("a", 3, True),
+    ]  # fmt: skip
+
+
+def test_what_is_drained_and_what_is_in_two_pools(explain, provider):
+    a, b, c = (make_deployment(provider, name, version=name) for name in "abc")
+    group = make_group("pool", a, b, fallbacks=[make_group("spare", b, c)])
+    make_weight("a", 0, group)
+    rows = explain()["candidates"]
+    assert [(row["deployment"], row["pool"], row["position"], row["left_out"]) for row in rows] == [
+        ("b", "pool", 1, None), ("c", "spare", 2, None), ("a", "pool", None, "drained"),
+    ]  # fmt: skip
 
 
 def test_a_request_that_nobody_can_serve_has_no_choice(explain, provider):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.core import mail
 from django.core.exceptions import PermissionDenied
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
@@ -309,13 +309,12 @@ class TestRaisedOnTheDataPlane:
         queue.stop()
         assert not Alert.objects.exists()
 
-    def test_a_database_that_is_gone_loses_the_alert_and_not_the_thread(self, queue, monkeypatch):
-        from django.db import DatabaseError
-
+    @pytest.mark.parametrize("error", [DatabaseError, InterfaceError])
+    def test_a_database_that_is_gone_loses_the_alert_and_not_the_thread(self, queue, monkeypatch, error):
         record = recording.record
 
         def gone(**told: Any) -> None:
-            raise DatabaseError
+            raise error
 
         monkeypatch.setattr(recording, "record", gone)
         queue.put("overrun", "gpt", {})

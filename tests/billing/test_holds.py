@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing import pricing
+from billing import alerts, pricing
 from billing.counters.base import Amount, Headroom
 from billing.holds import Facts, Holds, Outcome, clean
 from billing.models.prices import Source
@@ -153,6 +153,23 @@ class TestPlacing:
         assert counters.held == {"req_1": Amount((bound * D("2.5") + 1000) / 10**6, bound + 100)}
         assert hold.request.max_output == 100
 
+    @pytest.mark.parametrize("first", ["gpt-test", "claude-3"])
+    @pytest.mark.parametrize("is_near", [False, True])
+    async def test_the_prompt_is_as_long_as_where_it_is_longest(self, first, is_near):
+        """Fallbacks count otherwise: Claude's tokens are shorter, its images larger."""
+        image = {"type": "image_url", "image_url": {"url": "https://images.example/cat.png"}}
+        request = asked(
+            max_tokens=1, messages=[{"role": "user", "content": [{"type": "text", "text": "Hi there " * 99}, image]}]
+        )
+        count = tokens.count_prompt if is_near else tokens.bound_prompt
+        longest = count(request.body, "claude-3")
+        assert longest > count(request.body, "gpt-test")
+        candidates = sorted([model("gpt-test"), model("claude-3")], key=lambda d: d.name != first)
+        counters = Counters(tokens=longest + 1)
+        book = book_of(gpt_test=("2.5", "10"), claude_3=("1", "1"))
+        await holds(counters).place(facts(caller([terms(None, 10**6)])), request, candidates, book, candidates[0])
+        assert counters.held["req_1"].tokens == longest + 1
+
     async def test_a_refused_one_leaves_nothing(self):
         counters = Counters(usd=D("0.0000001"))
         with pytest.raises(BudgetExceeded):
@@ -220,6 +237,20 @@ class TestSettling:
         hold.settle(served(Usage(11, 5000)))
         assert counted.limits.left == 10_000 - 5011
         assert counted.counters.settled == [Amount(D("0.0500275"), 5011)]
+
+    async def test_an_attempt_that_was_wasted_is_no_overrun(self, monkeypatch):
+        raised = []
+        monkeypatch.setattr(alerts, "raise_soon", lambda *told: raised.append(told))
+        counted, hold = await self.placed()
+        held = hold.worst
+        hold.wasted(ATTEMPT, model(), held)
+        cost = hold.settle(served(held))
+        assert counted.counters.settled == [Amount(cost, held.total_tokens)]
+        assert cost > counted.writer.rows[0].held_usd
+        assert not raised
+        _, hold = await self.placed()
+        hold.settle(served(Usage(11, 5000)))
+        assert [kind for kind, *_ in raised] == ["overrun"]
 
     async def test_once(self):
         _, hold = await self.placed()

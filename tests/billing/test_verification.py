@@ -19,6 +19,7 @@ from billing.counters import redis as redis_counters
 from billing.counters.base import Amount
 from billing.counters.redis import RedisCounters
 from billing.models import LedgerEntry
+from billing.models.alerts import Alert
 from gateway.metrics import COUNTER_DRIFT
 from gateway.models import GatewayProcess
 from tests.billing.counters_contract import ALICE, NOTHING, D, FakeWriter, amount
@@ -151,7 +152,8 @@ class TestItIsNot:
             result = only()
         assert result.differs
         assert (result.counted.usd, result.ledger.usd) == (D("1.000000000001"), D("1.500000000001"))
-        assert [line["event"] for line in logs] == ["counter_drift"]
+        assert [line["event"] for line in logs] == ["counter_drift", "alert"]
+        assert Alert.objects.get().detail["ledger_usd"] == "1.500000000001"
         assert drifted() == before + 1
         assert only().differs, "looking repairs nothing"
 

@@ -99,7 +99,12 @@ class Target:
         if self.ask_api("GET", f"/api/teams/{team}").status == 404:
             self.api("POST", "/api/teams", name=team)
         budget = self.api("POST", "/api/billing/budget", team=team, limit_dollars=1).body["id"]
-        return {"key_id": key, "user_id": name, "name": team, "budget_id": budget, "model": MODELS[0], "version": "v1"}
+        webhook = self.api("POST", "/api/webhooks", url="https://hooks.example.com/ailb").body["id"]
+        limit = self.api("PUT", "/api/limits", scope="model", model=MODELS[0], rate_limit_rpm=10**6).body["id"]
+        return {
+            "key_id": key, "user_id": name, "name": team, "budget_id": budget, "model": MODELS[0], "version": "v1",
+            "webhook_id": webhook, "limit_id": limit, "alert_id": 1,
+        }  # fmt: skip
 
     def warm(self) -> None:
         """What is loaded at its first use is no growth."""

@@ -387,6 +387,7 @@ def test_a_secret_that_the_console_s_key_has_is_refused(file: Path):
         ("weight: 2}", "weight: !!binary aGk=}", ":11: deployments[1].weight: takes what JSON has"),
         ("weight: 2}", "weight: 2, weight: 3}", ":11: takes YAML: weight is there twice"),
         ("weight: 2}", "1: 2}", ":11: deployments[1]: got a name that is no text"),
+        ("kind: openai", "kind: opneai", ":4: providers[0].kind: takes anthropic, "),
         ("slug: acme", "slug: Acme", ":3: providers[0].slug: Lower-case letters"),
         ("  - slug: acme\n", "  - price_book: x\n", ":3: providers[0].slug: This field is required."),
         ("idle: 30", "idle: 0", ":8: providers[0].timeouts.idle: Ensure this value is greater"),
@@ -454,6 +455,7 @@ def test_an_error_repeats_no_secret(file: Path):
     for wrong in (
         FILE.replace("kind: openai", "kind: openai\n    api_key: [x"),
         FILE.replace("name: red", "nmae: red"),
+        FILE.replace("kind: openai", "kind: ${ACME_KEY}"),
     ):
         told = refusal(file, wrong.replace("${ACME_KEY}", "sk-in-the-file").replace("${TRAVEL_KEY}", OTHER))
         assert "sk-in-the-file" not in told

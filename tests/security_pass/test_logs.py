@@ -164,7 +164,7 @@ def console(run: Run) -> None:
         assert CREDENTIAL not in told
         assert HEADER not in told, "the extra headers are as secret as the key"
 
-    fields = {"name": "made there", "role": "member", "metadata": "{}"}
+    fields = {"name": "made there", "role": "member", "metadata": "{}", "queue_weight": "1"}
     assert browser.submit("/admin/keys/virtualkey/add/", **fields).status_code == 302
     ((key_id,),) = run.serving.rows("SELECT id FROM keys_virtualkey WHERE name = 'made there'")
     shown = browser.client.get(f"/admin/keys/virtualkey/{key_id.replace('_', '_5F')}/secret/").text

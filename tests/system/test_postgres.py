@@ -79,7 +79,7 @@ def test_answers_streams_errors_and_their_rows(client, upstream, ledger):
     assert stream.text.endswith("data: [DONE]\n\n")
     assert str(ledger(stream.headers["x-request-id"])["settlement"]["cost_usd"]) == "0.000004050000"
 
-    upstream.will(refuses(500))
+    upstream.will(refuses(500), refuses(500))  # once more: AILB_RETRIES
     failed = client.post("/v1/chat/completions", json=chat())
     assert failed.status_code == 502
     assert ledger(failed.headers["x-request-id"])["release"]["cost_usd"] == 0

@@ -19,6 +19,7 @@ from tests.support.redis_server import own_prefix
 from tests.support.upstream import answers, delta, drops, refuses, says, sends, waits_for
 from tests.support.waiting import eventually
 from tests.support.world import make_deployment, make_group, make_key, make_price
+from tests.through_the_door.test_disconnects import read_until
 
 FULL = {"rpm": {"rpm": 1}, "tpm": {"tpm": 1800}, "parallel": {"max_parallel": 1}}
 ASK = {"max_tokens": 250}  # of a bucket of 300, a sixth of 1 800
@@ -232,6 +233,15 @@ class TestWhatIsTaken:
         upstream.always(says(usage={"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}))
         # Each holds more than 250 of 300 and uses 10.
         assert [gateway.chat(alice, stream=stream, **ASK).status for _ in range(3)] == [200] * 3
+
+    @pytest.mark.parametrize("end", ["cut", "stall"])
+    def test_those_of_a_stream_that_ended_early_come_back(self, gateway, only, clock, alice, upstream, end):
+        only(tpm=1800)
+        upstream.will(sends(delta("Hel"), 0.05, end=end))
+        with gateway.chatting(alice, stream=True, **ASK) as response:
+            read_until(response, b"Hel" if end == "stall" else b"error")
+        gateway.only_closing()
+        assert gateway.chat(alice, **ASK).status == 200
 
     def test_those_that_were_do_not(self, gateway, only, clock, alice, upstream, stream):
         only(tpm=1800)

@@ -7,7 +7,9 @@ from decimal import Decimal
 
 import pytest
 
+from gateway import attempts
 from gateway.deadlines import Deadlines
+from gateway.errors import GuardUnavailable
 from gateway.models import Deployment, ModelGroup
 from gateway.retries import RetryBudget
 from gateway.routing.signals import Pace
@@ -162,6 +164,24 @@ class TestWhenThereIsOne:
         assert asked(upstream) == ["a"]
         gateway.wait_until_quiet()
         assert gateway.used(budget)[1] == 15
+
+    def test_not_while_budgets_cannot_be_asked(self, gateway, pair, alice, upstream, usual, stream, monkeypatch):
+        """The first is well: nothing that stands in the way of a second may end it."""
+        usual("a")
+        make_budget("user", "alice", dollars="1")
+        counters = gateway.plane.holds.counters
+        hold = counters.hold
+
+        async def away(request_id, *told):
+            if "/" in request_id:
+                raise GuardUnavailable("Budgets cannot be checked at the moment.")
+            await hold(request_id, *told)
+
+        monkeypatch.setattr(counters, "hold", away)
+        upstream.will(says(delay=LATE * 3), model="a")
+        answer = gateway.chat(alice, model="group", stream=stream, max_tokens=100)
+        assert (answer.status, answer.headers["x-ailb-model"], asked(upstream)) == (200, "a", ["a"])
+        at_rest(gateway)
 
     def test_one_whose_circuit_is_open_is_none(self, gateway, group, alice, upstream, usual, stream):
         group("a", "b", "c")
@@ -422,6 +442,29 @@ class TestTheClientLeaves:
         assert gateway.used(budget)[0] == row.cost_usd
         # The prompt, of 400 tokens and more, went to both.
         assert row.cost_usd >= 2 * 400 * Decimal("2.5") / 10**6
+        at_rest(gateway)
+
+    def test_while_the_loser_is_being_dropped(self, gateway, pair, alice, upstream, usual, monkeypatch):
+        """The winner's stream is nobody's at that moment: it must not stay open."""
+        usual("a")
+        budget = make_budget("user", "alice", dollars="1")
+        dropping, gather = threading.Event(), asyncio.gather
+
+        async def slowly(*tasks, **options):
+            ended = await gather(*tasks, **options)
+            dropping.set()
+            await asyncio.sleep(1)
+            return ended
+
+        monkeypatch.setattr(attempts.asyncio, "gather", slowly)
+        upstream.will(hangs(), model="a")
+        upstream.will(sends(delta("Hel"), end="stall"), model="b")
+        with asking(gateway, alice, model="group", stream=True, max_tokens=100):
+            assert dropping.wait(5)
+        assert all(received.was_dropped(within=2) for received in upstream.requests)
+        row = gateway.only_closing()
+        assert (row.status, tried(row)) == (499, {"a": "cancelled", "b": "cancelled"})
+        assert gateway.used(budget)[0] == row.cost_usd
         at_rest(gateway)
 
     def test_before_the_rival_began(self, gateway, pair, alice, upstream, usual):

@@ -267,3 +267,9 @@ class TestFailover:
         home = by(gateway.chat(alice, model="group", session_id="one"))
         upstream.will(refuses(500), model=home)
         assert by(gateway.chat(alice, model="group", session_id="one")) != home
+
+    def test_what_only_a_drained_one_has_nobody_is_left_out_for(self, gateway, versions, alice):
+        group = versions(a="v1", b="v2")
+        Deployment.objects.filter(name="a").update(max_output=10)
+        make_weight("v2", 0, group)
+        assert by(gateway.chat(alice, model="group", max_tokens=20)) == "a"

@@ -159,6 +159,15 @@ class TestCircuit:
         assert machine.circuit.until == machine.now + REJECTED
         assert machine.enter() is None
 
+    @pytest.mark.parametrize("end", [Circuit.throttled, Circuit.succeeded])
+    def test_who_was_finding_out_when_it_opened_keeps_nobody_away_once_it_is_closed_elsewhere(self, machine, end):
+        circuit, first = machine.circuit, machine.enter()
+        assert not circuit.invites(machine.now)
+        circuit.adopt(machine.now + 5, firm=True, trips=1, reason="failures", elsewhere_until=0.0)
+        end(circuit, first, machine.now)
+        circuit.release()
+        assert circuit.invites(machine.now)
+
     def test_a_stream_that_began_is_on_parole(self, machine):
         machine.fail(FAILURES)
         machine.now += OPEN
