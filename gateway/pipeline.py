@@ -136,7 +136,7 @@ async def _in_turn(
     exchange: Exchange, caller: Caller, plane: Plane, kinds: tuple[str, ...], ask: Callable[[], Awaitable[T]]
 ) -> T:
     """What `ask` says; where a rate limit refuses it, and the key or team waits for such, in its turn."""
-    if caller.max_wait_ms is None:
+    if caller.max_wait_ms is None or exchange.client_gone:
         return await ask()
     exchange.waiting = True
     try:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 _GLANCE = 0.1  # seconds after which a place in concurrency is asked for again: it may become free in another process
 _PARALLEL = "parallel"  # as refusals name the limit: nobody knows when a request that runs will end
-_LONGEST_LINE = 10_000  # requests: more than that is no queue but a leak
+_LONGEST_LINE = 1_000  # requests: who comes then is refused as if nobody waited
 
 Where = tuple[str, str, str]
 """Scope, owner and kind of the limit that is waited at."""
@@ -54,6 +54,8 @@ class _Line:
         self._last: dict[str, float] = {}
         """By key, the virtual time of its last place."""
         self._numbers = count()
+        self._head: _Ticket | None = None
+        """Whose turn it is: nobody comes before it any more, whatever their weight."""
         self.freed = asyncio.Event()
         """Somebody gave back what this line waits for."""
 
@@ -76,10 +78,13 @@ class _Line:
         self._call()
 
     def _call(self) -> None:
+        if self._head is not None and self._head not in self._gone:
+            return
         while self._waiting and self._waiting[0] in self._gone:
             self._gone.discard(heappop(self._waiting))
-        if self._waiting:
-            self._waiting[0].first.set()
+        self._head = self._waiting[0] if self._waiting else None
+        if self._head is not None:
+            self._head.first.set()
         else:
             self._last.clear()
 
