@@ -82,6 +82,9 @@ class Plane:
         """The client of a configured provider, with its pool; a changed configuration gets a new one."""
         client = self._providers.get(config.id)
         if client is None or client.config is not config:
+            for retired in self._retired:
+                if retired.config is config:
+                    return retired  # of a request that began before the change
             old, client = client, providers.vendor(config.kind)(config)
             if old is not None and old.config == config:
                 # The snapshot was read again and this provider is as it was: its pool stays.
@@ -91,7 +94,8 @@ class Plane:
             self._providers[config.id] = client
             if old is not None:
                 self._retired.add(old)
-                self._close_retired(old)
+                # Not at once: a request may have it in hand and not have begun.
+                asyncio.get_running_loop().call_later(_RETIRED_SECONDS, self._close_retired, old)
         return client
 
     def _close_retired(self, provider: Provider) -> None:

@@ -243,14 +243,23 @@ class RedisLimits:
         """
         pending = self._outbox.pending
         try:
-            reply = await self._client.call(script, arguments, orphaned)
+            reply = await self._reply(script, arguments, orphaned)
             if pending and reply and reply[0] in _REFUSED and await self._outbox.drained():
-                reply = await self._client.call(script, arguments, orphaned)
+                reply = await self._reply(script, arguments, orphaned)
         except Unreachable as error:
             if error.sent:
                 orphaned(None)
             raise
         return list(reply)
+
+    async def _reply(self, script: Script, arguments: list[Any], orphaned: Orphaned) -> Any:
+        call = self._client.call(script, arguments, orphaned)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if call.done() and not call.cancelled() and call.exception() is None:
+                orphaned(call.result())  # it came, and whoever asked left in the same moment
+            raise
 
     @staticmethod
     def _refuse(reply: list[Any], wanted: list[Limit], tokens: int = 0) -> None:

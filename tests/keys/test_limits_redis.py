@@ -129,6 +129,24 @@ async def test_a_client_that_leaves_meanwhile_takes_no_place(processes):
     await processes[0].admit("last", owner)
 
 
+async def test_a_client_that_leaves_as_the_reply_comes_takes_no_place(processes, monkeypatch):
+    one, other = processes[:2]
+    limits = (limit(max_parallel=1),)
+    real = one._client.call
+
+    def called(*arguments):
+        call = real(*arguments)
+        call.add_done_callback(lambda _: asking.cancel())  # before the task that waits for it goes on
+        return call
+
+    monkeypatch.setattr(one._client, "call", called)
+    asking = asyncio.create_task(one.admit("r1", limits))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await one._outbox.drained()
+    assert await other.admit("r2", limits)
+
+
 async def test_a_client_that_leaves_meanwhile_takes_no_tokens(processes):
     owner = (limit(tpm=600),)
     for number in range(20):
